@@ -1,0 +1,259 @@
+//! Jobs, sessions and the source's backup repository.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{ErrorBody, Moment};
+
+/// Declared, never probed: a guest could write a qcow2 header into a raw disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    Raw,
+    Qcow2,
+}
+
+impl DiskFormat {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// Absolute path of a file or block device.
+    pub path: String,
+    pub format: DiskFormat,
+}
+
+/// A job's definition: `POST /v1/jobs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    pub name: String,
+    /// `HOST/VM`; either this or `disks`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
+    #[serde(default)]
+    pub disks: Vec<DiskSpec>,
+    /// Peer, or `PEER/DATASTORE`.
+    pub target: String,
+    /// Restore points the target is asked to keep; the target's minimum age wins over it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<u32>,
+    #[serde(default = "enabled_by_default")]
+    pub enabled: bool,
+}
+
+fn enabled_by_default() -> bool {
+    true
+}
+
+/// `GET /v1/jobs/{name}`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Job {
+    #[serde(flatten)]
+    pub spec: JobSpec,
+    #[schema(value_type = String)]
+    pub created_at: Moment,
+    /// The session that runs now.
+    pub running: Option<String>,
+    pub last_session: Option<String>,
+    pub last_state: Option<SessionState>,
+    #[schema(value_type = Option<String>)]
+    pub last_success_at: Option<Moment>,
+    pub rpo_lag_ms: Option<u64>,
+}
+
+/// `POST /v1/jobs/{name}/run`
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunRequest {
+    /// Seal even if a disk changed while it was read; the point is marked inconsistent.
+    #[serde(default)]
+    pub allow_live: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionState {
+    /// Waits for a slot.
+    Pending,
+    /// Waits for the link or the target and goes on by itself.
+    Waiting,
+    Running,
+    /// Stopped cleanly at a durable cursor (shutdown, end of a window).
+    Suspended,
+    Succeeded,
+    /// Sealed, but something needs a look (an inconsistent point, for one).
+    Warning,
+    Failed,
+    Cancelled,
+}
+
+impl SessionState {
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Warning | Self::Failed | Self::Cancelled)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Suspended => "suspended",
+            Self::Succeeded => "succeeded",
+            Self::Warning => "warning",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// One run of a job: `GET /v1/sessions/{id}`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Session {
+    pub session: String,
+    pub job: String,
+    pub peer: String,
+    pub state: SessionState,
+    #[schema(value_type = String)]
+    pub started_at: Moment,
+    #[schema(value_type = Option<String>)]
+    pub ended_at: Option<Moment>,
+    pub disks: Vec<SessionDisk>,
+    pub bytes: SessionBytes,
+    pub chunks: SessionChunks,
+    /// Wire rate over the last seconds, bits a second.
+    pub rate_wire_bps: u64,
+    pub eta_ms: Option<u64>,
+    pub stage_load_percent: StageLoad,
+    /// The busiest stage; none before anything moved.
+    pub bottleneck: Option<String>,
+    /// `full` (no base), `incremental`, or `full-compare` (base rebuilt from the target).
+    pub mode: String,
+    /// `direct` or `network`.
+    pub transport_mode: String,
+    /// How many times the session went on after a cut or a restart.
+    pub resumed: u32,
+    /// ID of the sealed restore point.
+    pub restore_point: Option<String>,
+    /// False where a disk changed while it was read, or disks were not taken at one moment.
+    pub consistent: Option<bool>,
+    /// What an operator should know although the session goes on or succeeded.
+    pub warnings: Vec<String>,
+    pub error: Option<ErrorBody>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SessionDisk {
+    pub path: String,
+    pub format: DiskFormat,
+    pub virtual_bytes: u64,
+    /// Bytes of the disk that are settled: read, compared and, where changed, sent.
+    pub processed_bytes: u64,
+    pub read_bytes: u64,
+    pub changed_bytes: u64,
+    pub sent_bytes: u64,
+    /// `clone` (a reflink clone) or `watch` (a change while reading is detected).
+    pub snapshot: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SessionBytes {
+    /// Virtual size of all disks.
+    #[serde(rename = "virtual")]
+    pub virtual_: u64,
+    pub read: u64,
+    /// Plain bytes that differ from the base restore point.
+    pub changed: u64,
+    pub zero: u64,
+    pub freed: u64,
+    /// Changed bytes that the target already had.
+    pub deduplicated: u64,
+    pub delta_base: u64,
+    /// Batches, recipes and control messages of this session, before Noise and Yamux.
+    pub sent_payload: u64,
+    pub sent_wire: u64,
+    pub received_wire: u64,
+    /// Payload that crossed the link more than once.
+    pub resent: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SessionChunks {
+    pub total: u64,
+    pub unchanged: u64,
+    pub known: u64,
+    pub delta: u64,
+    pub literal: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StageLoad {
+    pub source_host: u8,
+    pub source_mover: u8,
+    pub source_accelerator: u8,
+    pub network: u8,
+    pub target_accelerator: u8,
+    pub target_mover: u8,
+    pub target_host: u8,
+}
+
+/// `GET /v1/jobs/{name}/plan`: a dry run.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Plan {
+    pub job: String,
+    pub mode: String,
+    pub virtual_bytes: u64,
+    pub read_bytes: u64,
+    pub changed_bytes: u64,
+    pub zero_bytes: u64,
+    /// Changed bytes the target says it already has.
+    pub known_bytes: u64,
+    /// Changed bytes the target has never seen.
+    pub unseen_bytes: u64,
+    /// Estimate from compressing a sample.
+    pub send_bytes: u64,
+    /// At the rate of the job's last session; none before the first.
+    pub duration_ms: Option<u64>,
+    /// Restore points that would retire.
+    pub retires: Vec<String>,
+}
+
+/// What the source knows of a job's replica: `GET /v1/repositories/{job}`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Repository {
+    pub job: String,
+    pub peer: String,
+    pub disks: Vec<RepositoryDisk>,
+    /// The restore point that the manifests describe; none before the first.
+    pub restore_point: Option<String>,
+    /// `ok`, `empty` or `damaged`.
+    pub state: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RepositoryDisk {
+    pub path: String,
+    pub virtual_bytes: u64,
+    pub root: String,
+    pub pages: u64,
+}
+
+/// Answer of `POST /v1/repositories/{job}/verify` and `…/rebuild`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RepositoryReport {
+    pub job: String,
+    /// `ok`, `damaged`, `differs` (from the target's last point), `rebuilt`, `empty`.
+    pub state: String,
+    pub pages_checked: u64,
+    pub pages_bad: u64,
+    /// Bytes of manifest that crossed the link.
+    pub received_bytes: u64,
+    pub restore_point: Option<String>,
+}

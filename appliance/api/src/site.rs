@@ -1,0 +1,139 @@
+//! The site: status, peers, hosts, VMs, configuration.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{DiskFormat, DiskSpec, Moment, Session};
+
+/// `GET /v1/status`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    pub site: String,
+    pub peer_id: String,
+    pub version: String,
+    #[schema(value_type = String)]
+    pub started_at: Moment,
+    /// Multiaddrs that others can dial.
+    pub listeners: Vec<String>,
+    pub peers: Vec<Peer>,
+    /// Sessions that are not over.
+    pub sessions: Vec<Session>,
+    pub jobs: Vec<JobLag>,
+    pub datastores: Vec<DatastoreStatus>,
+    /// Anything an operator should look at.
+    pub warnings: Vec<Warning>,
+}
+
+/// How far behind a job's last restore point is.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct JobLag {
+    pub job: String,
+    pub enabled: bool,
+    /// Age of the moment that the last sealed restore point shows; none before the first.
+    pub rpo_lag_ms: Option<u64>,
+    pub last_state: Option<crate::SessionState>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DatastoreStatus {
+    pub name: String,
+    pub path: String,
+    /// `reflink` or `overlay`.
+    pub backend: String,
+    pub size_bytes: u64,
+    pub free_bytes: u64,
+    pub reserve_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Warning {
+    /// `warning` or `critical`.
+    pub level: String,
+    pub what: String,
+    pub next_step: String,
+}
+
+/// A paired peer.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Peer {
+    pub name: String,
+    pub peer_id: String,
+    pub addresses: Vec<String>,
+    pub connected: bool,
+    /// `tcp` or `quic`; none while not connected.
+    pub transport: Option<String>,
+    /// Congestion control of the link: `bbr`, `cubic`, …
+    pub congestion_control: Option<String>,
+    pub rtt_ms: Option<u64>,
+    /// Bytes on the wire since this vbrd started, as the kernel counts TCP payload.
+    pub sent_wire: u64,
+    pub received_wire: u64,
+    pub domain: String,
+    /// `replicate`, `manage`, `read`: what the peer may do here.
+    pub grants: Vec<String>,
+    #[schema(value_type = String)]
+    pub paired_at: Moment,
+    #[schema(value_type = Option<String>)]
+    pub last_seen_at: Option<Moment>,
+    /// Why the last attempt to connect failed.
+    pub last_error: Option<String>,
+}
+
+/// `POST /v1/peers/invite`
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InviteRequest {
+    /// Life of the code; 10 minutes unless said.
+    pub valid_ms: Option<u64>,
+    /// Dedup domain the new peer joins; `default` unless said.
+    pub domain: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Invite {
+    pub code: String,
+    #[schema(value_type = String)]
+    pub expires_at: Moment,
+}
+
+/// `POST /v1/peers/join`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    pub code: String,
+    /// Local name of the new peer; its site name unless said.
+    pub name: Option<String>,
+}
+
+/// A host where VMs and disks live.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    pub name: String,
+    /// `disk`.
+    pub driver: String,
+    /// Directories whose images are listed as VMs (driver `disk`).
+    #[serde(default)]
+    pub directories: Vec<String>,
+}
+
+/// What can be replicated: a VM, or a lone disk under its file's stem.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Vm {
+    pub host: String,
+    pub name: String,
+    pub disks: Vec<DiskSpec>,
+    /// Virtual size of all disks; none where a disk cannot be read.
+    pub virtual_bytes: Option<u64>,
+    pub formats: Vec<DiskFormat>,
+    /// Jobs that replicate it.
+    pub jobs: Vec<String>,
+}
+
+/// `GET /v1/config`: the effective configuration, as TOML and where each part came from.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ConfigView {
+    /// The file that was read, if any.
+    pub file: Option<String>,
+    pub toml: String,
+}

@@ -1,0 +1,59 @@
+//! The effective configuration as TOML: what `vbrctl config show` prints. Reads back as itself.
+
+use std::path::Path;
+
+use super::Config;
+
+pub(super) fn render(config: &Config) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        out.push_str(&text);
+        out.push('\n');
+    };
+    line(format!("# state directory: {}", config.state.display()));
+    line(format!("# runtime directory: {}", config.runtime.display()));
+    line("\n[site]".into());
+    line(format!("name = {}", quoted(&config.site)));
+    line("\n[wire]".into());
+    line(format!("listen = {}", list(config.wire.listen.iter().map(String::as_str))));
+    line(format!("advertise = {}", list(config.wire.advertise.iter().map(String::as_str))));
+    line(format!("transport = {}", quoted(config.wire.transport.as_str())));
+    match config.wire.rate_bps {
+        Some(bps) => line(format!("rate = \"{bps}bit\"")),
+        None => line("# rate: unlimited".into()),
+    }
+    for datastore in &config.datastores {
+        line(format!("\n[datastore.{}]", quoted(&datastore.name)));
+        line(format!("path = {}", path(&datastore.path)));
+        line(format!("reserve = \"{}B\"", datastore.reserve_bytes));
+    }
+    line("\n[cache]".into());
+    line(format!("size = \"{}B\"", config.cache.size_bytes));
+    line(format!("path = {}", path(&config.cache.path)));
+    line(format!("reserve = \"{}B\"", config.cache.reserve_bytes));
+    line("\n[source]".into());
+    line(format!("snapshot_dirs = {}", list(config.source.snapshot_dirs.iter().filter_map(|p| p.to_str()))));
+    line(format!("snapshot_floor = \"{}B\"", config.source.snapshot_floor_bytes));
+    line("\n[retention]".into());
+    line(format!("min_age = \"{}s\"", config.retention_min_age.as_secs()));
+    line("\n[api]".into());
+    line(format!("socket = {}", path(&config.socket)));
+    line("\n[log]".into());
+    line(format!("level = {}", quoted(&config.log.level)));
+    line(format!("format = {}", quoted(config.log.format.as_str())));
+    line("\n[memory]".into());
+    line(format!("database = \"{}B\"", config.database_memory_bytes));
+    out
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn path(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
+fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
+    format!("[{}]", items.map(quoted).collect::<Vec<_>>().join(", "))
+}

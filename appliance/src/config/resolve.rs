@@ -1,0 +1,213 @@
+//! Joins file, flags, environment and defaults into one [`Config`].
+//!
+//! Flags win over the file, the file over defaults. Defaults that depend on a file system (cache,
+//! reserves) look at the one that holds the path or will.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::values::{Checker, absolute, clean_name, multiaddr_fault, name_fault};
+use super::{
+    CacheSection, Config, DatastoreSection, LogSection, Overrides, RUNTIME_DEFAULT, STATE_DEFAULT,
+    SourceSection, Transport, WireSection, file,
+};
+use crate::limits::{CACHE_BYTES_MIN, DATABASE_MEMORY_BYTES};
+
+pub(super) const GIB: u64 = 1 << 30;
+pub(super) const MIB: u64 = 1 << 20;
+/// A unix socket's path has to fit into `sun_path` with its end mark.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+pub(super) fn resolve(
+    path: Option<PathBuf>,
+    raw: file::File,
+    overrides: &Overrides,
+    checker: &mut Checker,
+) -> Config {
+    let (state, runtime) = directories(overrides);
+    let transport = checker.transport("wire.transport", raw.wire.transport.as_ref());
+    let socket = match (&overrides.socket, raw.api.socket.as_ref()) {
+        (Some(flag), _) => absolute(flag),
+        (None, Some(value)) => checker.path("api.socket", value).unwrap_or_default(),
+        (None, None) => runtime.join("vbrd.sock"),
+    };
+    if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        checker.fault_of(
+            raw.api.socket.as_ref(),
+            "--socket",
+            "api.socket",
+            format!(
+                "{} is {} bytes long; a unix socket's path has at most {SOCKET_PATH_BYTES_MAX}",
+                socket.display(),
+                socket.as_os_str().len()
+            ),
+        );
+    }
+    Config {
+        site: site(&raw, overrides, checker),
+        wire: WireSection {
+            listen: listen(&raw, overrides, transport, checker),
+            advertise: checker.multiaddrs("wire.advertise", raw.wire.advertise.as_ref()).unwrap_or_default(),
+            transport,
+            rate_bps: raw.wire.rate.as_ref().and_then(|v| checker.rate("wire.rate", v)),
+        },
+        datastores: datastores(&raw.datastore, &state, checker),
+        cache: cache(&raw.cache, &state, checker),
+        source: SourceSection {
+            snapshot_dirs: checker.paths("source.snapshot_dirs", raw.source.snapshot_dirs.as_ref()),
+            snapshot_floor_bytes: raw
+                .source
+                .snapshot_floor
+                .as_ref()
+                .and_then(|v| checker.size("source.snapshot_floor", v, 0, 0))
+                .unwrap_or(GIB),
+        },
+        retention_min_age: raw
+            .retention
+            .min_age
+            .as_ref()
+            .and_then(|v| checker.duration("retention.min_age", v))
+            .unwrap_or(Duration::from_secs(7 * 24 * 3600)),
+        socket,
+        log: LogSection {
+            level: checker.log_level("log.level", raw.log.level.as_ref()),
+            format: checker.log_format("log.format", raw.log.format.as_ref()),
+        },
+        database_memory_bytes: raw
+            .memory
+            .database
+            .as_ref()
+            .and_then(|v| checker.size("memory.database", v, 8 * MIB, 0))
+            .map_or(DATABASE_MEMORY_BYTES, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+        file: path.map(|p| absolute(&p)),
+        state,
+        runtime,
+    }
+}
+
+/// A site of its own (`--state`) keeps its sockets with it, so two of them never meet in `/run/vbr`.
+pub(super) fn directories(overrides: &Overrides) -> (PathBuf, PathBuf) {
+    let state = match (&overrides.state, &overrides.state_directory) {
+        (Some(flag), _) => absolute(flag),
+        (None, Some(env)) => absolute(Path::new(env)),
+        (None, None) => PathBuf::from(STATE_DEFAULT),
+    };
+    let runtime = match &overrides.runtime_directory {
+        Some(env) => absolute(Path::new(env)),
+        None if state == Path::new(STATE_DEFAULT) => PathBuf::from(RUNTIME_DEFAULT),
+        None => state.join("run"),
+    };
+    (state, runtime)
+}
+
+fn site(raw: &file::File, overrides: &Overrides, checker: &mut Checker) -> String {
+    if let Some(flag) = &overrides.name {
+        if !vbr_api::name_is_valid(flag) {
+            checker.fault_at("--name", "site.name", name_fault(flag));
+        }
+        return flag.clone();
+    }
+    match &raw.site.name {
+        Some(value) => checker.name("site.name", value),
+        None => clean_name(overrides.hostname.as_deref().unwrap_or_default()),
+    }
+}
+
+fn listen(
+    raw: &file::File,
+    overrides: &Overrides,
+    transport: Transport,
+    checker: &mut Checker,
+) -> Vec<String> {
+    if !overrides.listen.is_empty() {
+        for address in &overrides.listen {
+            if let Some(fault) = multiaddr_fault(address) {
+                checker.fault_at("--listen", "wire.listen", fault);
+            }
+        }
+        return overrides.listen.clone();
+    }
+    checker.multiaddrs("wire.listen", raw.wire.listen.as_ref()).unwrap_or_else(|| {
+        vec![match transport {
+            Transport::Tcp => "/ip4/0.0.0.0/tcp/7300".into(),
+            Transport::Quic => "/ip4/0.0.0.0/udp/7300/quic-v1".into(),
+        }]
+    })
+}
+
+fn datastores(
+    raw: &BTreeMap<toml::Spanned<String>, file::Datastore>,
+    state: &Path,
+    checker: &mut Checker,
+) -> Vec<DatastoreSection> {
+    if raw.is_empty() {
+        let path = state.join("datastore");
+        return vec![DatastoreSection {
+            name: "default".into(),
+            reserve_bytes: default_reserve(&path),
+            path,
+        }];
+    }
+    let mut sections: Vec<DatastoreSection> = Vec::new();
+    for (name, section) in raw {
+        let key = format!("datastore.{}", name.get_ref());
+        checker.name(&key, name);
+        let Some(value) = &section.path else {
+            checker.fault_in(
+                name.span(),
+                &key,
+                "`path` is missing; give the directory where replicas are kept".into(),
+            );
+            continue;
+        };
+        let Some(path) = checker.path(&format!("{key}.path"), value) else { continue };
+        if let Some(other) = sections.iter().find(|s| s.path == path) {
+            checker.fault_in(
+                value.span(),
+                &format!("{key}.path"),
+                format!(
+                    "{} is the directory of datastore `{}` already; give each its own",
+                    path.display(),
+                    other.name
+                ),
+            );
+        }
+        let reserve_bytes = match &section.reserve {
+            Some(value) => {
+                checker.size(&format!("{key}.reserve"), value, 0, file_system_bytes(&path)).unwrap_or(0)
+            }
+            None => default_reserve(&path),
+        };
+        sections.push(DatastoreSection { name: name.get_ref().clone(), path, reserve_bytes });
+    }
+    sections
+}
+
+fn cache(raw: &file::Cache, state: &Path, checker: &mut Checker) -> CacheSection {
+    let path =
+        raw.path.as_ref().and_then(|v| checker.path("cache.path", v)).unwrap_or_else(|| state.join("packs"));
+    let total = file_system_bytes(&path);
+    let size_bytes = match &raw.size {
+        Some(value) => checker.size("cache.size", value, CACHE_BYTES_MIN, total).unwrap_or(CACHE_BYTES_MIN),
+        None if total == 0 => 10 * GIB,
+        None => (total / 5).clamp(CACHE_BYTES_MIN, 10 * GIB),
+    };
+    let reserve_bytes = match &raw.reserve {
+        Some(value) => checker.size("cache.reserve", value, 0, total).unwrap_or(0),
+        None => default_reserve(&path),
+    };
+    CacheSection { path, size_bytes, reserve_bytes }
+}
+
+/// 5 %, at most 20 GiB, at least 64 MiB.
+fn default_reserve(path: &Path) -> u64 {
+    (file_system_bytes(path) / 20).clamp(64 * MIB, 20 * GIB)
+}
+
+/// Size of the file system that holds `path` or will; 0 where nobody can tell.
+fn file_system_bytes(path: &Path) -> u64 {
+    path.ancestors()
+        .find_map(|p| rustix::fs::statvfs(p).ok())
+        .map_or(0, |s| s.f_blocks.saturating_mul(s.f_frsize))
+}

@@ -1,0 +1,124 @@
+//! The management API: HTTP + JSON on a unix socket. Requests become orders; answers become JSON.
+//!
+//! ```text
+//! socket   the unix socket: permissions, stale files, who is at the other end
+//! routes   the one table of routes, and the OpenAPI document that describes each of them
+//! site, peers, hosts, jobs, sessions, repositories, replicas, points   the handlers, one noun a file
+//! orders   what the rest of vbrd must be able to do, as traits: the handlers know nothing else
+//! export   the stream that carries a restore point's disk to the console
+//! ```
+//!
+//! Owns no state besides the socket: an order is carried out by whoever owns the thing. Not its job:
+//! deciding whether an order makes sense (jobs, repository and wire do), progress bars, file paths
+//! of the caller. Everything an order may block on runs on blocking threads.
+//!
+//! Bounds: [`CONNECTIONS_MAX`] connections, request bodies of [`BODY_BYTES_MAX`], [`HEAVY_ORDERS_MAX`]
+//! verifications and exports at once (more wait), long polls of [`WAIT_MAX`].
+
+mod export;
+mod hosts;
+mod jobs;
+pub mod orders;
+mod peers;
+mod points;
+mod reference;
+mod replicas;
+mod reply;
+mod repositories;
+mod routes;
+mod sessions;
+mod site;
+mod socket;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::DefaultBodyLimit;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+pub use orders::{Answer, Export, ExportSink, HostOrders, JobOrders, PeerOrders, ReplicaOrders, SiteOrders};
+pub use reference::{PointRef, ReplicaRef};
+pub use routes::openapi;
+pub use socket::{ControlSocket, SocketError};
+
+use crate::error::Problem;
+
+/// Connections served at once; more wait in the socket's backlog.
+pub const CONNECTIONS_MAX: usize = 128;
+/// Largest request body.
+pub const BODY_BYTES_MAX: usize = 256 * 1024;
+/// Verifications and exports that run at once; more wait.
+pub const HEAVY_ORDERS_MAX: usize = 4;
+/// Longest `wait_ms` of a long poll.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Who carries out the orders.
+#[derive(Clone)]
+pub struct Api {
+    /// Status, configuration, cache.
+    pub site: Arc<dyn SiteOrders>,
+    /// Pairing and peers.
+    pub peers: Arc<dyn PeerOrders>,
+    /// Hosts and what can be replicated from them.
+    pub hosts: Arc<dyn HostOrders>,
+    /// Jobs, sessions and the source's repositories.
+    pub jobs: Arc<dyn JobOrders>,
+    /// Replicas and restore points kept here.
+    pub replicas: Arc<dyn ReplicaOrders>,
+    shutdown: CancellationToken,
+    heavy: Arc<Semaphore>,
+}
+
+impl Api {
+    /// `shutdown` ends long polls early.
+    pub fn new(
+        site: Arc<dyn SiteOrders>,
+        peers: Arc<dyn PeerOrders>,
+        hosts: Arc<dyn HostOrders>,
+        jobs: Arc<dyn JobOrders>,
+        replicas: Arc<dyn ReplicaOrders>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let heavy = Arc::new(Semaphore::new(HEAVY_ORDERS_MAX));
+        Self { site, peers, hosts, jobs, replicas, shutdown, heavy }
+    }
+
+    /// The router with all routes and bounds.
+    pub fn router(self) -> axum::Router {
+        routes::router()
+            .layer(axum::middleware::from_fn(reply::log_order))
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .with_state(self)
+    }
+}
+
+/// Takes the socket. Refuses where another vbrd answers on it.
+pub fn bind(path: &Path) -> Result<ControlSocket, SocketError> {
+    socket::bind(path)
+}
+
+/// Serves until `shutdown`; requests under way are finished first.
+pub async fn serve(api: Api, socket: ControlSocket) -> std::io::Result<()> {
+    let shutdown = api.shutdown.clone();
+    socket.serve(api.router(), shutdown).await
+}
+
+/// Carries out a blocking order.
+async fn blocking<T: Send + 'static>(
+    order: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::task::spawn_blocking(order).await {
+        Ok(answer) => answer,
+        Err(error) => Err(Problem::new(
+            "internal",
+            "the order was given up",
+            error.to_string(),
+            "look at the log of vbrd and report this as a bug",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! What the management API can order, as traits. The composition root implements them with the real
+//! jobs, wire, hosts and repository; tests implement them with nothing behind.
+//!
+//! Plain functions block and are called on blocking threads; those that answer an [`Answer`] are
+//! asynchronous.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use vbr_api::{
+    CacheStats, ConfigView, Host, Invite, InviteRequest, Job, JobSpec, JoinRequest, Peer, Plan, Removed,
+    Replica, Repository, RepositoryReport, RestorePoint, RunRequest, Session, Status, VerifyReport, Vm,
+};
+
+use super::reference::{PointRef, ReplicaRef};
+use crate::error::Problem;
+
+/// An asynchronous answer.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Problem>> + Send + 'a>>;
+/// Takes the data of an export, in ascending order; an error stops the export.
+pub type ExportSink<'a> = dyn FnMut(u64, &[u8]) -> io::Result<()> + 'a;
+/// Reads one disk of a restore point, verifying each chunk, and answers the disk's exact length.
+/// It keeps the point from retiring for as long as it lives.
+pub type Export = Box<dyn FnOnce(&mut ExportSink<'_>) -> Result<u64, Problem> + Send>;
+
+/// The site as a whole.
+pub trait SiteOrders: Send + Sync {
+    /// `GET /v1/status`
+    fn status(&self) -> Result<Status, Problem>;
+    /// `GET /v1/config`
+    fn config(&self) -> Result<ConfigView, Problem>;
+    /// `GET /v1/cache`
+    fn cache(&self) -> Result<CacheStats, Problem>;
+}
+
+/// Pairing and peers.
+pub trait PeerOrders: Send + Sync {
+    /// All peers, by name.
+    fn list(&self) -> Result<Vec<Peer>, Problem>;
+    /// A new single-use code.
+    fn invite(&self, request: InviteRequest) -> Answer<'_, Invite>;
+    /// Pairs with whoever made the code.
+    fn join(&self, request: JoinRequest) -> Answer<'_, Peer>;
+    /// Takes every right and cuts live connections.
+    fn revoke<'a>(&'a self, name: &'a str) -> Answer<'a, Peer>;
+    /// Forgets the peer.
+    fn remove<'a>(&'a self, name: &'a str) -> Answer<'a, ()>;
+}
+
+/// Hosts.
+pub trait HostOrders: Send + Sync {
+    /// All hosts, `local` included.
+    fn list(&self) -> Result<Vec<Host>, Problem>;
+    /// True: new. False: it existed with the same definition.
+    fn add(&self, host: Host) -> Result<(Host, bool), Problem>;
+    /// Forgets the host; `local` stays.
+    fn remove(&self, name: &str) -> Result<(), Problem>;
+    /// What can be replicated, of one host or of all.
+    fn vms(&self, host: Option<&str>) -> Result<Vec<Vm>, Problem>;
+}
+
+/// Jobs, sessions and the source's repositories.
+pub trait JobOrders: Send + Sync {
+    /// True: new. False: it existed with the same definition.
+    fn create(&self, spec: JobSpec) -> Result<(Job, bool), Problem>;
+    /// All jobs, by name.
+    fn list(&self) -> Result<Vec<Job>, Problem>;
+    /// One job.
+    fn show(&self, name: &str) -> Result<Job, Problem>;
+    /// Enables or disables.
+    fn set_enabled(&self, name: &str, enabled: bool) -> Result<Job, Problem>;
+    /// Forgets the definition; replicas stay.
+    fn remove(&self, name: &str) -> Result<(), Problem>;
+    /// Starts a session; the running one where there is one.
+    fn run<'a>(&'a self, name: &'a str, request: RunRequest) -> Answer<'a, Session>;
+    /// A dry run.
+    fn plan<'a>(&'a self, name: &'a str) -> Answer<'a, Plan>;
+    /// Finished sessions, newest first.
+    fn history(&self, name: &str) -> Result<Vec<Session>, Problem>;
+    /// Sessions, of one job or all; `active`: those that are not over.
+    fn sessions(&self, job: Option<&str>, active: bool) -> Result<Vec<Session>, Problem>;
+    /// One session, running or past.
+    fn session(&self, id: &str) -> Result<Session, Problem>;
+    /// Stops a session for good.
+    fn cancel(&self, id: &str) -> Result<Session, Problem>;
+    /// Answers when the session changed or the time is over.
+    fn wait<'a>(&'a self, id: &'a str, at_most: Duration) -> Answer<'a, Session>;
+    /// What is known here of the jobs' replicas.
+    fn repositories(&self) -> Result<Vec<Repository>, Problem>;
+    /// The same of one job.
+    fn repository(&self, job: &str) -> Result<Repository, Problem>;
+    /// Checks the manifests and compares them with the target's last point.
+    fn repository_verify<'a>(&'a self, job: &'a str) -> Answer<'a, RepositoryReport>;
+    /// Fetches the manifests from the target again.
+    fn repository_rebuild<'a>(&'a self, job: &'a str) -> Answer<'a, RepositoryReport>;
+}
+
+/// Replicas and restore points kept at this site.
+pub trait ReplicaOrders: Send + Sync {
+    /// All replicas.
+    fn replicas(&self) -> Result<Vec<Replica>, Problem>;
+    /// One replica.
+    fn replica(&self, replica: &ReplicaRef) -> Result<Replica, Problem>;
+    /// Removes a replica with all its points.
+    fn remove_replica(&self, replica: &ReplicaRef) -> Result<Removed, Problem>;
+    /// Verifies every point.
+    fn verify_replica(&self, replica: &ReplicaRef) -> Result<Vec<VerifyReport>, Problem>;
+    /// Points of one replica or of all, oldest first.
+    fn points(&self, replica: Option<&ReplicaRef>) -> Result<Vec<RestorePoint>, Problem>;
+    /// One point.
+    fn point(&self, point: &PointRef) -> Result<RestorePoint, Problem>;
+    /// Retires a point.
+    fn remove_point(&self, point: &PointRef) -> Result<Removed, Problem>;
+    /// Reads and re-hashes a point.
+    fn verify_point(&self, point: &PointRef) -> Result<VerifyReport, Problem>;
+    /// Opens a disk of a point for reading.
+    fn export(&self, point: &PointRef, disk: u16) -> Result<Export, Problem>;
+}

@@ -1,0 +1,129 @@
+//! The one table of routes, and the OpenAPI document that describes each of them.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::Method;
+use axum::routing::{MethodRouter, delete, get, post};
+use utoipa::OpenApi;
+
+use super::{Api, hosts, jobs, peers, points, replicas, reply, repositories, sessions, site};
+
+/// Method, path, handler. Tested: each is in the document and the other way round.
+pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
+    let get_ = |path, handler| (Method::GET, path, handler);
+    let post_ = |path, handler| (Method::POST, path, handler);
+    let delete_ = |path, handler| (Method::DELETE, path, handler);
+    vec![
+        get_("/v1/status", get(site::status)),
+        get_("/v1/config", get(site::config)),
+        get_("/v1/cache", get(site::cache)),
+        get_("/v1/peers", get(peers::list)),
+        get_("/v1/peers/{name}", get(peers::show)),
+        delete_("/v1/peers/{name}", delete(peers::remove)),
+        post_("/v1/peers/invite", post(peers::invite)),
+        post_("/v1/peers/join", post(peers::join)),
+        post_("/v1/peers/{name}/revoke", post(peers::revoke)),
+        get_("/v1/hosts", get(hosts::list)),
+        post_("/v1/hosts", post(hosts::add)),
+        get_("/v1/hosts/{name}", get(hosts::show)),
+        delete_("/v1/hosts/{name}", delete(hosts::remove)),
+        get_("/v1/vms", get(hosts::vms)),
+        get_("/v1/jobs", get(jobs::list)),
+        post_("/v1/jobs", post(jobs::create)),
+        get_("/v1/jobs/{name}", get(jobs::show)),
+        delete_("/v1/jobs/{name}", delete(jobs::remove)),
+        post_("/v1/jobs/{name}/run", post(jobs::run)),
+        post_("/v1/jobs/{name}/enable", post(jobs::enable)),
+        post_("/v1/jobs/{name}/disable", post(jobs::disable)),
+        get_("/v1/jobs/{name}/plan", get(jobs::plan)),
+        get_("/v1/jobs/{name}/history", get(jobs::history)),
+        get_("/v1/sessions", get(sessions::list)),
+        get_("/v1/sessions/{id}", get(sessions::show)),
+        post_("/v1/sessions/{id}/cancel", post(sessions::cancel)),
+        get_("/v1/repositories", get(repositories::list)),
+        get_("/v1/repositories/{job}", get(repositories::show)),
+        post_("/v1/repositories/{job}/verify", post(repositories::verify)),
+        post_("/v1/repositories/{job}/rebuild", post(repositories::rebuild)),
+        get_("/v1/replicas", get(replicas::list)),
+        get_("/v1/replicas/one", get(replicas::show)),
+        delete_("/v1/replicas/one", delete(replicas::remove)),
+        post_("/v1/replicas/verify", post(replicas::verify)),
+        get_("/v1/restore-points", get(points::list)),
+        get_("/v1/restore-points/one", get(points::show)),
+        delete_("/v1/restore-points/one", delete(points::remove)),
+        post_("/v1/restore-points/verify", post(points::verify)),
+        get_("/v1/restore-points/export", get(points::export)),
+        get_("/v1/openapi.json", get(document)),
+    ]
+}
+
+/// All routes; what is not among them answers a problem as well.
+pub(super) fn router() -> Router<Api> {
+    table()
+        .into_iter()
+        .fold(Router::new(), |router, (_, path, handler)| router.route(path, handler))
+        .fallback(reply::unknown_route)
+        .method_not_allowed_fallback(reply::unknown_method)
+}
+
+/// This document.
+#[utoipa::path(get, path = "/v1/openapi.json", tag = "site", responses((status = 200, body = serde_json::Value)))]
+pub(super) async fn document(State(_): State<Api>) -> axum::Json<utoipa::openapi::OpenApi> {
+    axum::Json(openapi())
+}
+
+/// The OpenAPI document.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "vbr management API",
+        description = "Served by vbrd on a unix socket; vbrctl is its console."
+    ),
+    paths(
+        site::status,
+        site::config,
+        site::cache,
+        document,
+        peers::list,
+        peers::show,
+        peers::invite,
+        peers::join,
+        peers::revoke,
+        peers::remove,
+        hosts::list,
+        hosts::add,
+        hosts::show,
+        hosts::remove,
+        hosts::vms,
+        jobs::list,
+        jobs::create,
+        jobs::show,
+        jobs::remove,
+        jobs::run,
+        jobs::enable,
+        jobs::disable,
+        jobs::plan,
+        jobs::history,
+        sessions::list,
+        sessions::show,
+        sessions::cancel,
+        repositories::list,
+        repositories::show,
+        repositories::verify,
+        repositories::rebuild,
+        replicas::list,
+        replicas::show,
+        replicas::remove,
+        replicas::verify,
+        points::list,
+        points::show,
+        points::remove,
+        points::verify,
+        points::export,
+    )
+)]
+struct Document;

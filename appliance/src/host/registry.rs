@@ -1,0 +1,219 @@
+//! The hosts of this site: `hosts.json` in the state directory, and their drivers.
+//!
+//! Owns the list. `local` (driver `disk`) is always there; disks named by path alone go through it.
+//! Not its job: jobs. Whoever removes a host first makes sure that no job names it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use vbr_api::Host;
+
+use super::clones::{CloneConfig, CloneStore};
+use super::disk::DiskHost;
+use super::{HOSTS_MAX, HostError, SourceHost, state_file};
+use crate::nbd::QsdExport;
+
+/// The host that is always there.
+pub const LOCAL: &str = "local";
+const FILE_VERSION: u32 = 1;
+
+/// What the hosts need to know of this site.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Holds `hosts.json` and `snapshots/`.
+    pub state_dir: PathBuf,
+    /// For sockets of qemu's processes.
+    pub runtime_dir: PathBuf,
+    /// Where clones may lie; none: the state directory and beside the disk.
+    pub snapshot_dirs: Vec<PathBuf>,
+    /// No clone is made where less than this is free.
+    pub snapshot_floor_bytes: u64,
+    /// Directories of images that `local` lists.
+    pub local_directories: Vec<String>,
+}
+
+/// All hosts.
+pub struct HostRegistry {
+    file: PathBuf,
+    config: HostConfig,
+    clones: Arc<CloneStore>,
+    hosts: Mutex<BTreeMap<String, Arc<DiskHostEntry>>>,
+}
+
+struct DiskHostEntry {
+    host: Host,
+    source: Arc<dyn SourceHost>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct HostsFile {
+    version: u32,
+    hosts: Vec<Host>,
+}
+
+impl HostRegistry {
+    /// Reads `hosts.json`; a missing one means `local` alone.
+    pub fn open(config: HostConfig) -> Result<Self, HostError> {
+        let file = config.state_dir.join("hosts.json");
+        let clones = CloneStore::new(CloneConfig {
+            directories: config.snapshot_dirs.clone(),
+            state_dir: config.state_dir.join("snapshots"),
+            floor_bytes: config.snapshot_floor_bytes,
+        });
+        QsdExport::sweep(&config.runtime_dir);
+        let stored: Option<HostsFile> =
+            state_file::load(&file).map_err(|error| unreadable(&file, &error.to_string()))?;
+        let registry = Self { file, config, clones: Arc::new(clones), hosts: Mutex::default() };
+        let local = Host {
+            name: LOCAL.into(),
+            driver: "disk".into(),
+            directories: registry.config.local_directories.clone(),
+        };
+        let mut hosts = registry.lock();
+        hosts.insert(LOCAL.into(), registry.entry(local));
+        if let Some(stored) = stored {
+            if stored.version != FILE_VERSION || stored.hosts.len() > HOSTS_MAX {
+                return Err(unreadable(
+                    &registry.file,
+                    "its version or its length is not one this vbrd knows",
+                ));
+            }
+            for host in stored.hosts.into_iter().filter(|host| host.name != LOCAL) {
+                check_host(&host)?;
+                hosts.insert(host.name.clone(), registry.entry(host));
+            }
+        }
+        drop(hosts);
+        Ok(registry)
+    }
+
+    /// All hosts, by name.
+    pub fn list(&self) -> Vec<Host> {
+        self.lock().values().map(|entry| entry.host.clone()).collect()
+    }
+
+    /// The definition of one.
+    pub fn show(&self, name: &str) -> Result<Host, HostError> {
+        self.find(name).map(|entry| entry.host.clone())
+    }
+
+    /// The driver of one.
+    pub fn get(&self, name: &str) -> Result<Arc<dyn SourceHost>, HostError> {
+        self.find(name).map(|entry| entry.source.clone())
+    }
+
+    /// Adds a host; true where it is new. The same definition again is success.
+    pub fn add(&self, host: Host) -> Result<(Host, bool), HostError> {
+        check_host(&host)?;
+        let mut hosts = self.lock();
+        if let Some(known) = hosts.get(&host.name) {
+            if known.host == host {
+                return Ok((host, false));
+            }
+            return Err(HostError::Conflict {
+                what: format!("host {}", host.name),
+                why: "it exists with another definition".into(),
+                next_step: "choose another name, or remove the host first (vbrctl host remove); \
+                            the directories of `local` stand in the configuration file",
+            });
+        }
+        if hosts.len() >= HOSTS_MAX {
+            return Err(HostError::Invalid {
+                what: format!("host {}", host.name),
+                why: format!("there are {HOSTS_MAX} hosts already"),
+                next_step: "remove hosts that are not used any more",
+            });
+        }
+        for directory in &host.directories {
+            let found = Path::new(directory).metadata().map_err(|error| HostError::io(directory, error))?;
+            if !found.is_dir() {
+                return Err(HostError::Invalid {
+                    what: format!("host {}", host.name),
+                    why: format!("{directory} is not a directory"),
+                    next_step: "name directories of images; lone disks need no host",
+                });
+            }
+        }
+        hosts.insert(host.name.clone(), self.entry(host.clone()));
+        if let Err(error) = self.store(&hosts) {
+            hosts.remove(&host.name);
+            return Err(error);
+        }
+        Ok((host, true))
+    }
+
+    /// Removes a host; `local` stays.
+    pub fn remove(&self, name: &str) -> Result<Host, HostError> {
+        if name == LOCAL {
+            return Err(HostError::Conflict {
+                what: "host local".into(),
+                why: "it is always there".into(),
+                next_step: "its directories stand in the configuration file",
+            });
+        }
+        let mut hosts = self.lock();
+        let Some(entry) = hosts.remove(name) else {
+            return Err(HostError::NoSuchHost { name: name.into() });
+        };
+        if let Err(error) = self.store(&hosts) {
+            hosts.insert(name.into(), entry);
+            return Err(error);
+        }
+        Ok(entry.host.clone())
+    }
+
+    /// Removes clones left behind by sessions that no longer exist; gives how many.
+    pub fn sweep(&self, living_sessions: &[String]) -> usize {
+        self.clones.sweep(living_sessions)
+    }
+
+    fn find(&self, name: &str) -> Result<Arc<DiskHostEntry>, HostError> {
+        self.lock().get(name).cloned().ok_or_else(|| HostError::NoSuchHost { name: name.into() })
+    }
+
+    fn entry(&self, host: Host) -> Arc<DiskHostEntry> {
+        let source = DiskHost::new(host.clone(), self.clones.clone(), self.config.runtime_dir.clone());
+        Arc::new(DiskHostEntry { host, source: Arc::new(source) })
+    }
+
+    fn store(&self, hosts: &BTreeMap<String, Arc<DiskHostEntry>>) -> Result<(), HostError> {
+        let others = hosts.values().filter(|entry| entry.host.name != LOCAL);
+        let file =
+            HostsFile { version: FILE_VERSION, hosts: others.map(|entry| entry.host.clone()).collect() };
+        let name = self.file.display().to_string();
+        state_file::store(&self.file, &file).map_err(|source| HostError::Io { path: name, source })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<DiskHostEntry>>> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unreadable(file: &Path, why: &str) -> HostError {
+    HostError::Invalid {
+        what: format!("{}", file.display()),
+        why: why.into(),
+        next_step: "correct the file, or move it away and add the hosts again",
+    }
+}
+
+fn check_host(host: &Host) -> Result<(), HostError> {
+    let wrong = |why: String, next_step| {
+        Err(HostError::Invalid { what: format!("host {:?}", host.name), why, next_step })
+    };
+    if !vbr_api::name_is_valid(&host.name) {
+        return wrong("the name is not valid".into(), "use lower-case letters, digits, and . _ - inside");
+    }
+    if host.driver != "disk" {
+        return wrong(format!("there is no driver {:?}", host.driver), "use the driver `disk`");
+    }
+    if host.directories.len() > 64 {
+        return wrong("it has more than 64 directories".into(), "spread them over several hosts");
+    }
+    if let Some(relative) = host.directories.iter().find(|directory| !directory.starts_with('/')) {
+        return wrong(format!("{relative:?} is not an absolute path"), "write the whole path, from / on");
+    }
+    Ok(())
+}

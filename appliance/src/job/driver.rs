@@ -1,0 +1,354 @@
+//! The driver of a session at the source: slot, snapshot, attempts, end.
+//!
+//! An attempt that loses its link is followed by another one, bound to the same snapshot; so is one the
+//! target puts off (`retry`). What cannot be mended by waiting ends the session. A stop of the appliance
+//! leaves the session `suspended` with its record, its clone and the target's cursor in place.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use vbr_api::{JobSpec, Moment, Session, SessionState};
+
+use super::base::{FoundBase, find_base, replica_state};
+use super::definitions::split_target;
+use super::manager::Parts;
+use super::records::SessionRecord;
+use super::replicate::{AttemptError, Base, Replication, replicate};
+use super::session::SessionHandle;
+use super::snapshot::{release, resolve};
+use super::source_state::SourceState;
+use crate::error::Problem;
+use crate::host::VmSnapshot;
+use crate::repository::manifest::PageTable;
+use crate::wire::message::{Open, OpenDisk, Request};
+use crate::wire::{PeerRecord, WireError};
+
+/// Wait before the first retry, doubled up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(500);
+/// Longest wait between attempts.
+const RETRY_MAX: Duration = Duration::from_secs(15);
+
+/// How a session's drive ended.
+enum End {
+    Sealed { point: String },
+    Failed(Problem),
+    Cancelled,
+    Suspended,
+}
+
+/// One session on its way.
+pub struct Driver {
+    pub(super) parts: Arc<Parts>,
+    pub(super) handle: Arc<SessionHandle>,
+    pub(super) spec: JobSpec,
+    pub(super) record: SessionRecord,
+}
+
+impl Driver {
+    /// Drives the session to its end.
+    pub async fn drive(mut self) {
+        let end = self.run().await;
+        let repository = self.parts.repository.clone();
+        let (job, session) = (self.spec.name.clone(), self.record.session.session.clone());
+        let over = !matches!(end, End::Suspended);
+        self.handle.update(|s| {
+            s.ended_at = over.then(Moment::now);
+            match end {
+                End::Sealed { point } => {
+                    s.restore_point = Some(point);
+                    s.error = None;
+                    let torn = s.consistent == Some(false);
+                    s.state = if torn { SessionState::Warning } else { SessionState::Succeeded };
+                    for disk in &mut s.disks {
+                        disk.processed_bytes = disk.virtual_bytes;
+                    }
+                }
+                End::Failed(problem) => {
+                    s.error = Some(problem.body());
+                    s.state = SessionState::Failed;
+                }
+                End::Cancelled => s.state = SessionState::Cancelled,
+                End::Suspended => s.state = SessionState::Suspended,
+            }
+        });
+        let view = self.handle.view();
+        tracing::info!(state = view.state.as_str(), sent_wire = view.bytes.sent_wire, "the session ended");
+        let records = self.parts.records.clone();
+        let mut record = self.record.clone();
+        let stored = tokio::task::spawn_blocking(move || {
+            if over {
+                let _ = repository.discard_progress(&job, &session);
+                records.finish(&view)
+            } else {
+                record.session = view;
+                records.store(&record)
+            }
+        });
+        if let Ok(Err(problem)) = stored.await {
+            tracing::error!(%problem, "the session's record cannot be kept");
+        }
+    }
+
+    async fn run(&mut self) -> End {
+        let slot = tokio::select! {
+            slot = self.parts.slots.clone().acquire_owned() => slot,
+            () = self.handle.cancel.cancelled() => return End::Cancelled,
+            () = self.parts.stop.cancelled() => return End::Suspended,
+        };
+        self.handle.update(|session| session.state = SessionState::Running);
+        let (host, disks) = match resolve(&self.parts, &self.spec) {
+            Ok(found) => found,
+            Err(problem) => return End::Failed(problem),
+        };
+        let snapshot = match self.snapshot(host.clone(), disks).await {
+            Ok(snapshot) => Arc::new(snapshot),
+            Err(problem) => return End::Failed(problem),
+        };
+        let end = self.attempts(&snapshot).await;
+        drop(slot);
+        if matches!(end, End::Suspended) {
+            return end;
+        }
+        if matches!(end, End::Cancelled | End::Failed(_)) {
+            self.discard_at_target().await;
+        }
+        release(snapshot).await;
+        end
+    }
+
+    async fn attempts(&mut self, snapshot: &Arc<VmSnapshot>) -> End {
+        let mut wait = RETRY_MIN;
+        let mut kept: Option<Arc<Replication>> = None;
+        let mut mismatches = 0;
+        loop {
+            let stop = self.parts.stop.child_token();
+            let before = self.handle.view().bytes.sent_wire;
+            let result = {
+                let this = &*self;
+                tokio::select! {
+                    result = this.attempt(snapshot, &mut kept, mismatches > 0, stop.clone()) => result,
+                    () = this.handle.cancel.cancelled() => Err(AttemptError::Cancelled),
+                    () = this.parts.stop.cancelled() => Err(AttemptError::Cancelled),
+                }
+            };
+            stop.cancel();
+            if self.handle.view().bytes.sent_wire > before + 64 * 1024 {
+                wait = RETRY_MIN; // It got somewhere.
+            }
+            match result {
+                Ok(point) => return End::Sealed { point },
+                Err(_) if self.handle.cancel.is_cancelled() => return End::Cancelled,
+                Err(_) if self.parts.stop.is_cancelled() => return End::Suspended,
+                Err(AttemptError::Problem(problem)) if problem.code == "root_mismatch" && mismatches > 1 => {
+                    return End::Failed(problem);
+                }
+                Err(AttemptError::Problem(problem)) if problem.retry => {
+                    tracing::warn!(code = %problem.code, %problem, "the session waits and tries again");
+                    mismatches += u32::from(problem.code == "root_mismatch");
+                    if self.recover(&problem).await {
+                        kept = None;
+                    }
+                    self.handle.update(|session| {
+                        session.state = SessionState::Waiting;
+                        session.error = Some(problem.body());
+                    });
+                }
+                Err(AttemptError::Problem(problem)) => return End::Failed(problem),
+                Err(AttemptError::Lost(why)) => {
+                    tracing::info!(%why, "the link was lost; the session goes on when it is back");
+                    self.handle.update(|session| session.state = SessionState::Waiting);
+                }
+                Err(AttemptError::Cancelled) => {}
+            }
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.handle.cancel.cancelled() => return End::Cancelled,
+                () = self.parts.stop.cancelled() => return End::Suspended,
+            }
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// What a retry needs first; true where the session's tables start anew.
+    async fn recover(&self, problem: &Problem) -> bool {
+        let (repository, job) = (self.parts.repository.clone(), self.spec.name.clone());
+        let code = problem.code.clone();
+        let session = self.record.session.session.clone();
+        match code.as_str() {
+            "repository_damaged" | "root_mismatch" | "base_mismatch" => {
+                let _ = tokio::task::spawn_blocking(move || {
+                    let _ = repository.discard_progress(&job, &session);
+                    repository.forget(&job)
+                })
+                .await;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    async fn attempt(
+        &self,
+        snapshot: &Arc<VmSnapshot>,
+        kept: &mut Option<Arc<Replication>>,
+        without_base: bool,
+        stop: CancellationToken,
+    ) -> Result<String, AttemptError> {
+        let peer = self.peer()?;
+        let wire = self.parts.wire.clone();
+        let job = self.spec.name.clone();
+        let state = replica_state(&wire, &peer.peer_id, &job).await?;
+        if let Some(latest) = state.latest.as_ref().filter(|l| l.session == self.record.session.session) {
+            return self.promote(&latest.point).await; // Sealed before; only the acknowledgement was lost.
+        }
+        // After a root that did not match, everything is offered; what the target has is not sent.
+        let latest = state.latest.as_ref().filter(|_| !without_base);
+        let found = find_base(&wire, &peer.peer_id, &job, &self.parts.repository, latest).await?;
+        let resumed = state.building.as_ref().is_some_and(|b| b.session == self.record.session.session);
+        self.handle.update(|session| {
+            session.state = SessionState::Running;
+            session.mode = found.mode.to_string();
+            session.error = None;
+            session.resumed += u32::from(resumed);
+        });
+        let ctx = self.context(snapshot, kept, found, &peer, stop).await?;
+        let channel = wire.open_session(&peer.peer_id).await?;
+        let counters = channel.counters();
+        let base = self.handle.view().bytes;
+        let mut sampler = JoinSet::new();
+        sampler.spawn(sample(self.handle.clone(), counters.clone(), base));
+        let result = replicate(&ctx, channel, self.open(&ctx)).await;
+        drop(sampler);
+        self.handle.update(|session| {
+            session.bytes.sent_wire = base.sent_wire + counters.sent_wire();
+            session.bytes.received_wire = base.received_wire + counters.received_wire();
+        });
+        let sealed = match result {
+            Err(AttemptError::Cancelled) if ctx.stopped() => return Err(AttemptError::Cancelled),
+            Err(AttemptError::Cancelled) => return Err(AttemptError::Lost("the channel closed".into())),
+            other => other?,
+        };
+        self.promote(&sealed.point).await
+    }
+
+    /// The session's tables: those of the attempt before while its base stands, new ones otherwise.
+    async fn context(
+        &self,
+        snapshot: &Arc<VmSnapshot>,
+        kept: &mut Option<Arc<Replication>>,
+        found: FoundBase,
+        peer: &PeerRecord,
+        stop: CancellationToken,
+    ) -> Result<Arc<Replication>, AttemptError> {
+        let point = |base: &Option<Base>| base.as_ref().map(|base| base.point.clone());
+        let (repository, job) = (self.parts.repository.clone(), self.spec.name.clone());
+        let session = self.record.session.session.clone();
+        let (built, torn) = match kept.take().filter(|old| point(&old.base) == point(&found.base)) {
+            Some(old) => (old.state.all_built(), old.torn.load(Ordering::Relaxed)),
+            None => {
+                let session = session.clone();
+                let built = tokio::task::spawn_blocking(move || repository.built(&job, &session)).await;
+                (built.ok().and_then(Result::ok).unwrap_or_default(), false)
+            }
+        };
+        let tables = (snapshot.disks.iter().enumerate())
+            .map(|(n, disk)| match found.base.as_ref().and_then(|base| base.tables.get(n)) {
+                Some(table) => table.resized(disk.reader.len()),
+                None => PageTable::new(disk.reader.len()),
+            })
+            .collect();
+        let ctx = Arc::new(Replication {
+            job: self.spec.name.clone(),
+            session,
+            key: peer.domain_key.clone(),
+            snapshot: snapshot.clone(),
+            repository: self.parts.repository.clone(),
+            handle: self.handle.clone(),
+            base: found.base,
+            state: SourceState::new(tables, built),
+            allow_live: self.record.allow_live,
+            torn: AtomicBool::new(torn),
+            compressors: self.parts.compressors.clone(),
+            stop,
+        });
+        *kept = Some(ctx.clone());
+        Ok(ctx)
+    }
+
+    fn open(&self, ctx: &Replication) -> Open {
+        let disks = ctx.snapshot.disks.iter().enumerate().map(|(n, disk)| OpenDisk {
+            source_path: disk.spec.path.clone(),
+            disk_len: disk.reader.len(),
+            base_root: ctx.base_table(n as u16).map(PageTable::root),
+        });
+        Open {
+            session: ctx.session.clone(),
+            replica: ctx.job.clone(),
+            datastore: split_target(&self.spec.target).1.map(str::to_string),
+            base: ctx.base.as_ref().map(|base| base.point.clone()),
+            snapshot_identity: ctx.snapshot.identity.clone(),
+            snapshot_at_ms: self.record.snapshot_at_ms,
+            disks: disks.collect(),
+            keep: self.spec.keep,
+        }
+    }
+
+    async fn promote(&self, point: &str) -> Result<String, AttemptError> {
+        let (repository, job) = (self.parts.repository.clone(), self.spec.name.clone());
+        let (session, id) = (self.record.session.session.clone(), point.to_string());
+        let promoted = tokio::task::spawn_blocking(move || repository.promote(&job, &session, &id)).await;
+        if let Ok(Err(error)) = promoted {
+            tracing::warn!(%error, "the repository is behind; the next session rebuilds it from the target");
+        }
+        Ok(point.to_string())
+    }
+
+    fn peer(&self) -> Result<PeerRecord, AttemptError> {
+        let name = split_target(&self.spec.target).0;
+        self.parts.wire.peer(name).ok_or_else(|| {
+            let next = "pair with it again (vbrctl peer join), or remove the job";
+            AttemptError::Problem(Problem::new(
+                "not_found",
+                format!("peer {name}"),
+                "it is not paired any more",
+                next,
+            ))
+        })
+    }
+
+    async fn discard_at_target(&self) {
+        let Ok(peer) = self.peer() else { return };
+        let request = Request::Discard {
+            replica: self.spec.name.clone(),
+            session: self.record.session.session.clone(),
+        };
+        let asked = self.parts.wire.request(&peer.peer_id, request);
+        let answer: Result<Result<_, WireError>, _> =
+            tokio::time::timeout(Duration::from_secs(10), asked).await;
+        if !matches!(answer, Ok(Ok(_))) {
+            tracing::info!(
+                "the target could not be told; it discards the unfinished point at the next session"
+            );
+        }
+    }
+}
+
+/// Twice a second: wire bytes, rate, and word to whoever watches.
+async fn sample(
+    handle: Arc<SessionHandle>,
+    counters: Arc<crate::wire::ChannelCounters>,
+    base: vbr_api::SessionBytes,
+) {
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        tick.tick().await;
+        handle.note(|session: &mut Session| {
+            session.bytes.sent_wire = base.sent_wire + counters.sent_wire();
+            session.bytes.received_wire = base.received_wire + counters.received_wire();
+        });
+        handle.sample();
+    }
+}

@@ -1,0 +1,427 @@
+//! The job manager: definitions, running sessions, history. What the console's orders come down to.
+//!
+//! Owns the table of jobs and of sessions that are not over. At most one session a job, and
+//! [`SOURCE_SESSIONS_MAX`] that run at once; the others are pending.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vbr_api::{
+    DiskSpec, Job, JobLag, JobSpec, Moment, RunRequest, Session, SessionBytes, SessionChunks, SessionState,
+    StageLoad, Warning,
+};
+
+use super::definitions::{Definition, Definitions, check, split_target};
+use super::driver::Driver;
+use super::records::{Records, SessionRecord};
+use super::session::SessionHandle;
+use super::snapshot::resolve;
+use crate::database::Database;
+use crate::error::Problem;
+use crate::host::HostRegistry;
+use crate::limits::{COMPRESSORS_MAX, SOURCE_SESSIONS_MAX};
+use crate::repository::source::SourceRepository;
+use crate::wire::Wire;
+
+/// What sessions share.
+pub struct Parts {
+    /// The wire.
+    pub wire: Wire,
+    /// Source hosts.
+    pub hosts: Arc<HostRegistry>,
+    /// The backup repository.
+    pub repository: Arc<SourceRepository>,
+    pub(super) records: Records,
+    pub(super) compressors: Arc<Semaphore>,
+    pub(super) slots: Arc<Semaphore>,
+    /// The appliance stops.
+    pub stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+struct State {
+    jobs: BTreeMap<String, Definition>,
+    /// Sessions that are not over, by id.
+    running: BTreeMap<String, Arc<SessionHandle>>,
+    /// The last session of each job that is over.
+    last: BTreeMap<String, Session>,
+    last_success: BTreeMap<String, Moment>,
+}
+
+/// See the module.
+pub struct JobManager {
+    pub(super) parts: Arc<Parts>,
+    definitions: Definitions,
+    state: Mutex<State>,
+    unreadable: Vec<String>,
+}
+
+impl JobManager {
+    /// Opens the definitions and goes on with the sessions that were not over.
+    pub fn start(
+        jobs_directory: &Path,
+        database: Arc<Database>,
+        repository: Arc<SourceRepository>,
+        wire: Wire,
+        hosts: Arc<HostRegistry>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Result<Arc<Self>, Problem> {
+        let (definitions, jobs, unreadable) = Definitions::open(jobs_directory)?;
+        let records = Records::new(database);
+        let parts = Arc::new(Parts {
+            wire,
+            hosts,
+            repository,
+            records,
+            compressors: Arc::new(Semaphore::new(COMPRESSORS_MAX)),
+            slots: Arc::new(Semaphore::new(SOURCE_SESSIONS_MAX)),
+            stop,
+            tasks,
+        });
+        let (mut last, mut last_success) = (BTreeMap::new(), BTreeMap::new());
+        for session in parts.records.all_history().unwrap_or_default() {
+            if let (Some(at), true) = (session.ended_at, session.restore_point.is_some()) {
+                last_success.insert(session.job.clone(), at);
+            }
+            last.insert(session.job.clone(), session);
+        }
+        let state = State { jobs, running: BTreeMap::new(), last, last_success };
+        let manager = Arc::new(Self { parts, definitions, state: Mutex::new(state), unreadable });
+        manager.resume_all();
+        Ok(manager)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn resume_all(self: &Arc<Self>) {
+        let unfinished = match self.parts.records.unfinished() {
+            Ok(unfinished) => unfinished,
+            Err(problem) => {
+                tracing::warn!(%problem, "unfinished sessions cannot be read; their jobs start anew");
+                return;
+            }
+        };
+        let living: Vec<String> = unfinished.iter().map(|record| record.session.session.clone()).collect();
+        self.parts.hosts.sweep(&living);
+        for mut record in unfinished {
+            let Some(definition) = self.lock().jobs.get(&record.session.job).cloned() else { continue };
+            record.session.state = SessionState::Pending;
+            tracing::info!(job = %record.session.job, session = %record.session.session, "going on with a session");
+            self.launch(definition.spec, record);
+        }
+    }
+
+    /// Creates a job, or finds that it exists as it should; true where it is new.
+    pub fn create(&self, spec: JobSpec) -> Result<(Job, bool), Problem> {
+        check(&spec)?;
+        let existing = self.lock().jobs.get(&spec.name).cloned();
+        if let Some(existing) = existing {
+            if existing.spec == spec {
+                return Ok((self.show(&spec.name)?, false));
+            }
+            return Err(Problem::conflict(
+                format!("job {} cannot be created", spec.name),
+                "it exists with another definition",
+                format!("vbrctl job show {0}; remove it first, or choose another name", spec.name),
+            ));
+        }
+        let peer = split_target(&spec.target).0;
+        if self.parts.wire.peer(peer).is_none() {
+            return Err(Problem::not_found(
+                format!("target {peer} of job {}", spec.name),
+                "pair with it first: vbrctl peer invite there, vbrctl peer join CODE here",
+            ));
+        }
+        let (_, disks) = resolve(&self.parts, &spec)?;
+        check_disks(&spec.name, &disks)?;
+        let definition = Definition { spec: spec.clone(), created_at: Moment::now() };
+        self.definitions.store(&definition)?;
+        self.lock().jobs.insert(spec.name.clone(), definition);
+        tracing::info!(job = %spec.name, target = %spec.target, "job created");
+        Ok((self.show(&spec.name)?, true))
+    }
+
+    /// All jobs by name.
+    pub fn list(&self) -> Vec<Job> {
+        let names: Vec<String> = self.lock().jobs.keys().cloned().collect();
+        names.iter().filter_map(|name| self.show(name).ok()).collect()
+    }
+
+    /// One job.
+    pub fn show(&self, name: &str) -> Result<Job, Problem> {
+        let state = self.lock();
+        let definition = state.jobs.get(name).ok_or_else(|| unknown_job(name))?;
+        let current = state.running.values().map(|handle| handle.view()).find(|session| session.job == name);
+        let (over, running) = match current {
+            Some(session) if session.state.is_over() => (Some(session), None),
+            running => (None, running),
+        };
+        let sealed = over.as_ref().filter(|session| session.restore_point.is_some());
+        let success = sealed.and_then(|s| s.ended_at).or(state.last_success.get(name).copied());
+        let last = over.as_ref().or(state.last.get(name));
+        Ok(Job {
+            spec: definition.spec.clone(),
+            created_at: definition.created_at,
+            last_session: running.as_ref().or(last).map(|session| session.session.clone()),
+            last_state: running.as_ref().or(last).map(|session| session.state),
+            running: running.map(|session| session.session),
+            last_success_at: success,
+            rpo_lag_ms: success.map(age_ms),
+        })
+    }
+
+    /// Enables or disables a job. A disabled job refuses to run.
+    pub fn set_enabled(&self, name: &str, enabled: bool) -> Result<Job, Problem> {
+        let mut definition = self.lock().jobs.get(name).cloned().ok_or_else(|| unknown_job(name))?;
+        definition.spec.enabled = enabled;
+        self.definitions.store(&definition)?;
+        self.lock().jobs.insert(name.to_string(), definition);
+        self.show(name)
+    }
+
+    /// Removes a job and what its repository knows. The replica at the target stays.
+    pub fn remove(&self, name: &str) -> Result<(), Problem> {
+        let job = self.show(name)?;
+        if let Some(session) = job.running {
+            return Err(Problem::conflict(
+                format!("job {name} cannot be removed"),
+                format!("session {session} runs"),
+                format!("vbrctl session cancel {session}, then remove the job"),
+            ));
+        }
+        self.definitions.remove(name)?;
+        if let Err(error) = self.parts.repository.forget(name) {
+            tracing::warn!(job = name, %error, "the job's manifests could not be removed");
+        }
+        let mut state = self.lock();
+        state.jobs.remove(name);
+        state.last.remove(name);
+        state.last_success.remove(name);
+        Ok(())
+    }
+
+    /// Starts a session; a job that runs answers the session it has.
+    pub fn run(self: &Arc<Self>, name: &str, request: RunRequest) -> Result<Session, Problem> {
+        let job = self.show(name)?;
+        if let Some(session) = job.running {
+            return self.session(&session);
+        }
+        if !job.spec.enabled {
+            return Err(Problem::conflict(
+                format!("job {name} was not run"),
+                "it is disabled",
+                format!("vbrctl job enable {name}"),
+            ));
+        }
+        let session = blank(&job.spec);
+        let record = SessionRecord {
+            session: session.clone(),
+            snapshot_identity: None,
+            snapshot_at_ms: 0,
+            allow_live: request.allow_live,
+        };
+        self.parts.records.store(&record)?;
+        Ok(self.launch(job.spec, record))
+    }
+
+    fn launch(self: &Arc<Self>, spec: JobSpec, record: SessionRecord) -> Session {
+        let handle = SessionHandle::new(record.session.clone());
+        let id = record.session.session.clone();
+        {
+            let mut state = self.lock();
+            let active = |other: &Session| other.job == spec.name && !other.state.is_over();
+            if let Some(twin) = state.running.values().map(|other| other.view()).find(active) {
+                return twin; // Ordered twice at the same moment.
+            }
+            state.running.insert(id.clone(), handle.clone());
+        }
+        let span = tracing::info_span!("session", session = %id, job = %spec.name, peer = %spec.target);
+        let driver = Driver { parts: self.parts.clone(), handle: handle.clone(), spec, record };
+        let manager = self.clone();
+        let drive = async move {
+            driver.drive().await;
+            manager.over(&id);
+        };
+        self.parts.tasks.spawn(tracing::Instrument::instrument(drive, span));
+        handle.view()
+    }
+
+    /// A session's driver ended: keep the outcome, free the job.
+    fn over(&self, id: &str) {
+        let mut state = self.lock();
+        let Some(handle) = state.running.remove(id) else { return };
+        let session = handle.view();
+        if let (Some(at), true) = (session.ended_at, session.restore_point.is_some()) {
+            state.last_success.insert(session.job.clone(), at);
+        }
+        state.last.insert(session.job.clone(), session);
+        drop(state);
+        handle.update(|_| ()); // Long polls look again.
+    }
+
+    /// A job's sessions, newest first, the running one included.
+    pub fn history(&self, name: &str) -> Result<Vec<Session>, Problem> {
+        self.show(name)?;
+        Ok(self.sessions(Some(name), false))
+    }
+
+    /// Sessions, newest first; only those that are not over where `active`.
+    pub fn sessions(&self, job: Option<&str>, active: bool) -> Vec<Session> {
+        let mut sessions: Vec<Session> = self.lock().running.values().map(|handle| handle.view()).collect();
+        if !active {
+            let over = match job {
+                Some(job) => self.parts.records.history(job),
+                None => self.parts.records.all_history(),
+            };
+            let running: Vec<String> = sessions.iter().map(|session| session.session.clone()).collect();
+            sessions.extend(over.unwrap_or_default().into_iter().filter(|s| !running.contains(&s.session)));
+        }
+        sessions.retain(|session| job.is_none_or(|job| session.job == job));
+        sessions.retain(|session| !active || !session.state.is_over());
+        sessions.sort_by_key(|session| std::cmp::Reverse(session.started_at));
+        sessions
+    }
+
+    /// One session.
+    pub fn session(&self, id: &str) -> Result<Session, Problem> {
+        if let Some(handle) = self.lock().running.get(id) {
+            return Ok(handle.view());
+        }
+        let last = self.lock().last.values().find(|session| session.session == id).cloned();
+        last.or_else(|| self.sessions(None, false).into_iter().find(|session| session.session == id))
+            .ok_or_else(|| Problem::not_found(format!("session {id}"), "vbrctl session list shows them"))
+    }
+
+    /// Ends a session for good.
+    pub async fn cancel(&self, id: &str) -> Result<Session, Problem> {
+        let handle = self.lock().running.get(id).cloned();
+        if let Some(handle) = handle {
+            handle.cancel.cancel();
+            let mut changes = handle.subscribe();
+            let over = async { while !handle.view().state.is_over() && changes.changed().await.is_ok() {} };
+            let _ = tokio::time::timeout(Duration::from_secs(20), over).await;
+        }
+        self.session(id)
+    }
+
+    /// Answers when the session changed, or after this long.
+    pub async fn wait(&self, id: &str, at_most: Duration) -> Result<Session, Problem> {
+        let handle = self.lock().running.get(id).cloned();
+        if let Some(handle) = handle {
+            let mut changes = handle.subscribe();
+            if !handle.view().state.is_over() {
+                let _ = tokio::time::timeout(at_most.min(Duration::from_secs(60)), changes.changed()).await;
+            }
+        }
+        self.session(id)
+    }
+
+    /// How far behind each job is.
+    pub fn lags(&self) -> Vec<JobLag> {
+        let jobs = self.list().into_iter();
+        jobs.map(|job| JobLag {
+            job: job.spec.name,
+            enabled: job.spec.enabled,
+            rpo_lag_ms: job.rpo_lag_ms,
+            last_state: job.last_state,
+        })
+        .collect()
+    }
+
+    /// What an operator should look at.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let warning = |what: String, next: &str| Warning {
+            level: "warning".to_string(),
+            what,
+            next_step: next.to_string(),
+        };
+        let mut warnings: Vec<Warning> = self
+            .unreadable
+            .iter()
+            .map(|why| warning(format!("a job definition cannot be read: {why}"), "mend or remove the file"))
+            .collect();
+        for (job, session) in &self.lock().last {
+            if session.state == SessionState::Failed {
+                let why =
+                    session.error.as_ref().map_or(String::new(), |e| format!(": {}: {}", e.what, e.why));
+                warnings.push(Warning {
+                    level: "critical".to_string(),
+                    what: format!("the last session of job {job} failed{why}"),
+                    next_step: format!("vbrctl session show {}", session.session),
+                });
+            }
+        }
+        warnings
+    }
+}
+
+/// Every disk is there and is something that can be read.
+fn check_disks(job: &str, disks: &[DiskSpec]) -> Result<(), Problem> {
+    use std::os::unix::fs::FileTypeExt;
+    for disk in disks {
+        let what = format!("disk {} of job {job}", disk.path);
+        let kind = std::fs::metadata(&disk.path).map_err(|e| Problem::io(what.clone(), &e))?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(Problem::invalid(
+                what,
+                "it is neither a file nor a block device",
+                "name a disk image or a block device",
+            ));
+        }
+        std::fs::File::open(&disk.path).map_err(|e| Problem::io(what, &e))?;
+    }
+    Ok(())
+}
+
+/// The error of a job that is not there.
+pub(super) fn unknown_job(name: &str) -> Problem {
+    Problem::not_found(format!("job {name}"), "vbrctl job list shows the jobs")
+}
+
+fn age_ms(at: Moment) -> u64 {
+    Moment::now().as_millisecond().saturating_sub(at.as_millisecond()).max(0) as u64
+}
+
+/// 128 random bits as hexadecimal.
+fn new_id() -> String {
+    let mut bytes = [0u8; 16];
+    if getrandom::fill(&mut bytes).is_err() {
+        // Without a source of randomness, the clock and the process tell sessions apart.
+        let seed = format!("{} {}", Moment::now(), std::process::id());
+        bytes.copy_from_slice(&blake3::hash(seed.as_bytes()).as_bytes()[..16]);
+    }
+    data_encoding::HEXLOWER.encode(&bytes)
+}
+
+fn blank(spec: &JobSpec) -> Session {
+    Session {
+        session: new_id(),
+        job: spec.name.clone(),
+        peer: split_target(&spec.target).0.to_string(),
+        state: SessionState::Pending,
+        started_at: Moment::now(),
+        ended_at: None,
+        disks: Vec::new(),
+        bytes: SessionBytes::default(),
+        chunks: SessionChunks::default(),
+        rate_wire_bps: 0,
+        eta_ms: None,
+        stage_load_percent: StageLoad::default(),
+        bottleneck: None,
+        mode: "full".to_string(),
+        transport_mode: "direct".to_string(),
+        resumed: 0,
+        restore_point: None,
+        consistent: None,
+        warnings: Vec::new(),
+        error: None,
+    }
+}

@@ -1,0 +1,203 @@
+//! `job plan`: a dry run. Reads and compares like a session, asks the target which of the changed
+//! chunks it has, compresses a sample of the rest, and says what a session would send.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use vbr_api::{Plan, Session};
+
+use super::base::{find_base, replica_state};
+use super::manager::JobManager;
+use super::replicate::Base;
+use super::repositories::problem;
+use super::snapshot::resolve;
+use crate::accelerator::{batch::BatchBuilder, identify, recipe};
+use crate::block::{DomainKey, Geometry, PAGE_CHUNKS, ShortId};
+use crate::busy::BusyClock;
+use crate::error::Problem;
+use crate::host::{SnapshotRequest, VmSnapshot};
+use crate::mover::source::PageWalk;
+use crate::repository::source::SourceRepository;
+use crate::wire::message::{Request, Response, RunKind};
+
+/// Ids asked with one request.
+const ASK_MAX: usize = 32_768;
+/// Every n-th unseen chunk is compressed.
+const SAMPLE_EVERY: usize = 16;
+/// Recipe bytes a changed chunk.
+const RECIPE_BYTES: u64 = 18;
+
+#[derive(Default)]
+struct Survey {
+    plan_virtual: u64,
+    read: u64,
+    changed: u64,
+    zero: u64,
+    /// Distinct changed chunks: id, and where one is found.
+    chunks: HashMap<ShortId, (usize, u64)>,
+    /// Bytes of changed chunks that repeat another one.
+    repeated: u64,
+    offered: u64,
+}
+
+impl JobManager {
+    /// The dry run of a job.
+    pub async fn plan(&self, job: &str) -> Result<Plan, Problem> {
+        let spec = self.show(job)?.spec;
+        let peer = self.peer_of(job)?;
+        let wire = &self.parts.wire;
+        let state = replica_state(wire, &peer.peer_id, job).await.map_err(problem)?;
+        let repository = self.parts.repository.clone();
+        let found =
+            find_base(wire, &peer.peer_id, job, &repository, state.latest.as_ref()).await.map_err(problem)?;
+        let (host, disks) = resolve(&self.parts, &spec)?;
+        let request = SnapshotRequest { job: job.to_string(), session: plan_id(), disks };
+        let (name, key) = (job.to_string(), peer.domain_key.clone());
+        let base = found.base;
+        let (snapshot, survey) = blocking(move || {
+            let snapshot = Arc::new(host.snapshot(&request).map_err(Problem::from)?);
+            let survey = survey(&snapshot, &name, &repository, base.as_ref(), &key)?;
+            Ok((snapshot, survey))
+        })
+        .await?;
+        let ids: Vec<ShortId> = survey.chunks.keys().copied().collect();
+        let mut unseen = Vec::new();
+        for asked in ids.chunks(ASK_MAX) {
+            let answer = wire.request(&peer.peer_id, Request::Known { ids: asked.to_vec() }).await;
+            let bits = match answer.map_err(|e| problem(e.into()))? {
+                Response::Known(bits) => bits,
+                Response::Problem(other) => return Err(other),
+                _ => Vec::new(),
+            };
+            let known = |n: usize| bits.get(n / 8).is_some_and(|byte| byte & (0x80 >> (n % 8)) != 0);
+            unseen.extend(asked.iter().enumerate().filter(|(n, _)| !known(*n)).map(|(_, id)| *id));
+        }
+        let places: Vec<(usize, u64)> = unseen.iter().map(|id| survey.chunks[id]).collect();
+        let (unseen_bytes, send_bytes) = blocking(move || {
+            let figures = sample(&snapshot, &places);
+            if let Some(snapshot) = Arc::into_inner(snapshot) {
+                snapshot.release();
+            }
+            figures
+        })
+        .await?;
+        let request = Request::WouldRetire { replica: job.to_string(), keep: spec.keep };
+        let retires = match wire.request(&peer.peer_id, request).await.map_err(|e| problem(e.into()))? {
+            Response::WouldRetire(points) => points,
+            _ => Vec::new(),
+        };
+        let send_bytes = send_bytes + survey.offered * RECIPE_BYTES + 2048;
+        Ok(Plan {
+            job: job.to_string(),
+            mode: found.mode.to_string(),
+            virtual_bytes: survey.plan_virtual,
+            read_bytes: survey.read,
+            changed_bytes: survey.changed,
+            zero_bytes: survey.zero,
+            known_bytes: survey.changed.saturating_sub(survey.zero + unseen_bytes),
+            unseen_bytes,
+            send_bytes,
+            duration_ms: self.rate(job).map(|bps| send_bytes.saturating_mul(8000) / bps),
+            retires,
+        })
+    }
+
+    /// Wire rate of the job's last session that moved something.
+    fn rate(&self, job: &str) -> Option<u64> {
+        let last: Vec<Session> = self.sessions(Some(job), false);
+        last.iter().find(|s| s.rate_wire_bps > 0 && s.bytes.sent_wire > 64 * 1024).map(|s| s.rate_wire_bps)
+    }
+}
+
+fn survey(
+    snapshot: &VmSnapshot,
+    job: &str,
+    repository: &SourceRepository,
+    base: Option<&Base>,
+    key: &DomainKey,
+) -> Result<Survey, Problem> {
+    let clock = BusyClock::default();
+    let mut survey = Survey::default();
+    for (n, disk) in snapshot.disks.iter().enumerate() {
+        let io = |e: std::io::Error| Problem::io(format!("reading {}", disk.spec.path), &e);
+        let geometry = Geometry { disk_len: disk.reader.len() };
+        survey.plan_virtual += geometry.disk_len;
+        let table = base.and_then(|base| base.tables.get(n));
+        let pages: Vec<u64> = table.map(|t| t.iter().map(|(page, _)| *page).collect()).unwrap_or_default();
+        let mut walk = PageWalk::new(geometry.pages(), 0, pages);
+        while let Some(position) = walk.position() {
+            let data = disk.reader.next_data(position).map_err(io)?;
+            let Some(page) = walk.next_page(data.map(|extent| extent.offset)) else { break };
+            let named = identify::identify_page(&*disk.reader, page, key, &clock, &clock).map_err(io)?;
+            survey.read += named.read_bytes;
+            let base_ids = match table.and_then(|table| table.get(page)) {
+                Some(hash) => Some(repository.page(job, n as u16, hash).map_err(|e| {
+                    let next = format!("vbrctl repository rebuild {job}");
+                    Problem::new("repository", format!("the repository of job {job}"), e.to_string(), next)
+                })?),
+                None => None,
+            };
+            let base_ids = base_ids.as_deref().unwrap_or(&recipe::ZERO_PAGE);
+            let Some(offer) = recipe::offer(n as u16, page, geometry, base_ids, &named.ids) else { continue };
+            for (position, kind, id) in recipe::positions(&offer) {
+                let chunk = page * PAGE_CHUNKS as u64 + position as u64;
+                let len = geometry.chunk_len(chunk) as u64;
+                match (kind, id) {
+                    (RunKind::Unchanged, _) => continue,
+                    (RunKind::Offered, Some(id)) => {
+                        survey.offered += 1;
+                        if survey.chunks.insert(id, (n, chunk)).is_some() {
+                            survey.repeated += len;
+                        }
+                    }
+                    _ => survey.zero += len,
+                }
+                survey.changed += len;
+            }
+        }
+    }
+    Ok(survey)
+}
+
+/// Plain bytes of unseen chunks, and an estimate of what they are compressed.
+fn sample(snapshot: &VmSnapshot, places: &[(usize, u64)]) -> Result<(u64, u64), Problem> {
+    let internal = |e: &dyn std::fmt::Display| {
+        Problem::new("internal", "compressing a sample", e.to_string(), "report this")
+    };
+    let (mut plain, mut sampled, mut stored) = (0u64, 0u64, 0u64);
+    let mut builder = BatchBuilder::new().map_err(|e| internal(&e))?;
+    for (count, (disk, chunk)) in places.iter().enumerate() {
+        let Some(disk) = snapshot.disks.get(*disk) else { continue };
+        let geometry = Geometry { disk_len: disk.reader.len() };
+        let range = geometry.chunk_range(*chunk);
+        plain += range.end - range.start;
+        if count % SAMPLE_EVERY != 0 {
+            continue;
+        }
+        let mut data = vec![0; (range.end - range.start) as usize];
+        disk.reader
+            .read_at(range.start, &mut data)
+            .map_err(|e| Problem::io(format!("reading {}", disk.spec.path), &e))?;
+        sampled += data.len() as u64;
+        builder.literal(0, *chunk, &data).map_err(|e| internal(&e))?;
+        if builder.is_full() {
+            let full = std::mem::replace(&mut builder, BatchBuilder::new().map_err(|e| internal(&e))?);
+            stored += full.finish().map_err(|e| internal(&e))?.payload.len() as u64;
+        }
+    }
+    stored += builder.finish().map_err(|e| internal(&e))?.payload.len() as u64;
+    let send = if sampled == 0 { 0 } else { (stored as f64 / sampled as f64 * plain as f64) as u64 };
+    Ok((plain, send))
+}
+
+fn plan_id() -> String {
+    format!("plan{:x}", vbr_api::Moment::now().as_nanosecond())
+}
+
+async fn blocking<R: Send + 'static>(
+    work: impl FnOnce() -> Result<R, Problem> + Send + 'static,
+) -> Result<R, Problem> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+        Err(Problem::new("internal", "a part of the dry run stopped", e.to_string(), "report this"))
+    })
+}

@@ -1,0 +1,261 @@
+//! The point being built, as one session writes it: offers and batches in, verified chunks out.
+//!
+//! Joins resolver (accelerator), page tracker (mover) and the datastore's `Building`. Blocking; owned by
+//! the session's task. Every chunk that is written was hashed here first; the ids of the point's
+//! manifest are the ones computed here, never what the source says.
+
+use std::sync::Arc;
+
+use crate::accelerator::batch;
+use crate::accelerator::global_cache::{GlobalCache, Ticket};
+use crate::accelerator::recipe;
+use crate::accelerator::resolve::Resolver;
+use crate::block::{CHUNK_BYTES, ChunkId, DomainKey, DomainTag, Geometry, PAGE_CHUNKS, ShortId};
+use crate::busy::BusyClock;
+use crate::error::Problem;
+use crate::mover::target::{Filled, Ids, PageTracker};
+use crate::repository::datastore::Building;
+use crate::wire::message::{Batch, Entry, Need, Offer, RunKind};
+
+use super::receive::protocol;
+
+/// Busy clocks of the target's stages.
+#[derive(Debug, Default)]
+pub struct TargetClocks {
+    /// Resolving, hashing, decoding, cache.
+    pub accelerator: BusyClock,
+    /// Pages and manifests.
+    pub mover: BusyClock,
+    /// Writing to the datastore.
+    pub host: BusyClock,
+}
+
+impl TargetClocks {
+    /// Microseconds: accelerator, mover, host.
+    pub fn micros(&self) -> [u64; 3] {
+        [self.accelerator.micros(), self.mover.micros(), self.host.micros()]
+    }
+}
+
+/// What a message led to.
+#[derive(Default)]
+pub struct Applied {
+    /// To be sent back.
+    pub needs: Vec<Need>,
+    /// The last cache record of a batch.
+    pub ticket: Option<Ticket>,
+    /// Bytes written to the datastore.
+    pub written_bytes: u64,
+}
+
+/// Writes one session's chunks.
+pub struct PointWriter {
+    building: Arc<Building>,
+    cache: Arc<GlobalCache>,
+    resolver: Resolver,
+    tracker: PageTracker,
+    key: DomainKey,
+    tag: DomainTag,
+    disks: Vec<Geometry>,
+    /// Stage clocks.
+    pub clocks: Arc<TargetClocks>,
+}
+
+impl PointWriter {
+    /// A writer that goes on at the building's durable cursors.
+    pub fn new(building: Arc<Building>, cache: Arc<GlobalCache>, resolver: Resolver, key: DomainKey) -> Self {
+        let tracker = PageTracker::new(&building.cursors());
+        let disks = (0..building.disk_count())
+            .map(|disk| Geometry { disk_len: building.disk(disk).map_or(0, |disk| disk.len()) })
+            .collect();
+        let tag = key.tag();
+        Self { building, cache, resolver, tracker, key, tag, disks, clocks: Arc::default() }
+    }
+
+    /// True where no page lacks anything.
+    pub fn is_idle(&self) -> bool {
+        self.tracker.is_idle()
+    }
+
+    /// First page of each disk that is not final.
+    pub fn cursors(&self) -> Vec<u64> {
+        self.tracker.cursors()
+    }
+
+    /// The cursors of a whole point.
+    pub fn final_cursors(&self) -> Vec<u64> {
+        self.disks.iter().map(Geometry::pages).collect()
+    }
+
+    /// An offered page: writes zeroes and whatever can be resolved, asks for the rest.
+    pub fn offer(&mut self, offer: &Offer) -> Result<Applied, Problem> {
+        let (disk, page) = (offer.disk, offer.page);
+        self.tracker.check(disk, page).map_err(|e| protocol(e.to_string()))?;
+        let geometry = self.geometry(disk)?;
+        let chunks: usize = offer.runs.iter().map(|run| run.count as usize).sum();
+        if page >= geometry.pages() || chunks != geometry.page_chunks(page) {
+            return Err(protocol(format!("the offer of page {page} does not cover the page")));
+        }
+        self.building.replica().check_space()?;
+        let mover = self.clocks.clone();
+        let base = mover.mover.time(|| self.building.base_page(disk as usize, page))?;
+        let mut ids: Ids = Box::new([ChunkId::ZERO; PAGE_CHUNKS]);
+        let mut missing = Vec::new();
+        let mut applied = Applied::default();
+        for (position, kind, id) in recipe::positions(offer) {
+            let chunk = page * PAGE_CHUNKS as u64 + position as u64;
+            match (kind, id) {
+                (RunKind::Unchanged, _) => {
+                    ids[position] = base.as_ref().map_or(ChunkId::ZERO, |base| base[position]);
+                }
+                (RunKind::Zero, _) => self.zero(disk, geometry, chunk)?,
+                (RunKind::Offered, Some(id)) => match self.resolve(disk, id) {
+                    Some((full, data)) if data.len() == geometry.chunk_len(chunk) => {
+                        self.write(disk, geometry, chunk, full, &data)?;
+                        applied.written_bytes += data.len() as u64;
+                        ids[position] = full;
+                    }
+                    _ => missing.push(position),
+                },
+                (RunKind::Offered, None) => return Err(protocol("an offer without its id")),
+            }
+        }
+        let whole = self.tracker.open(disk, page, ids, &missing).map_err(|e| protocol(e.to_string()))?;
+        if let Some(ids) = whole {
+            self.put_page(disk, page, &ids)?;
+        }
+        applied.needs.push(recipe::need(disk, page, &missing));
+        Ok(applied)
+    }
+
+    /// A batch: every literal is hashed, kept in the cache and written.
+    pub fn batch(&mut self, batch: &Batch) -> Result<Applied, Problem> {
+        let clocks = self.clocks.clone();
+        let plain = clocks
+            .accelerator
+            .time(|| batch::decode(batch))
+            .map_err(|e| protocol(format!("a batch does not decode: {e}")))?;
+        self.building.replica().check_space()?;
+        let mut rest = &plain[..];
+        let mut applied = Applied::default();
+        for entry in &batch.header.entries {
+            match *entry {
+                Entry::Literal { disk, chunk } => {
+                    let geometry = self.geometry(disk)?;
+                    let len = geometry.chunk_len(chunk);
+                    let Some((data, after)) = rest.split_at_checked(len).filter(|_| len > 0) else {
+                        return Err(protocol("a batch is shorter than its recipe"));
+                    };
+                    rest = after;
+                    let id = clocks.accelerator.time(|| self.key.chunk_id(data));
+                    if !id.is_zero() {
+                        let kept = clocks.accelerator.time(|| self.cache.append(self.tag, id, data));
+                        applied.ticket = Some(kept.map_err(Problem::from)?);
+                    }
+                    self.fill(disk, chunk, id, data, &mut applied)?;
+                }
+                Entry::Copy { disk, chunk, id } => {
+                    let len = self.geometry(disk)?.chunk_len(chunk);
+                    match self.resolve(disk, id).filter(|(_, data)| data.len() == len) {
+                        Some((full, data)) => self.fill(disk, chunk, full, &data, &mut applied)?,
+                        None => applied.needs.push(recipe::need(
+                            disk,
+                            chunk / PAGE_CHUNKS as u64,
+                            &[(chunk % PAGE_CHUNKS as u64) as usize],
+                        )),
+                    }
+                }
+            }
+        }
+        if rest.is_empty() { Ok(applied) } else { Err(protocol("a batch is longer than its recipe")) }
+    }
+
+    fn geometry(&self, disk: u16) -> Result<Geometry, Problem> {
+        self.disks.get(disk as usize).copied().ok_or_else(|| no_disk(disk))
+    }
+
+    fn resolve(&mut self, _disk: u16, id: ShortId) -> Option<(ChunkId, Vec<u8>)> {
+        let (building, disks) = (&self.building, &self.disks);
+        let clocks = self.clocks.clone();
+        clocks.accelerator.time(|| {
+            self.resolver.resolve(id, |disk, chunk| {
+                let range = disks.get(disk as usize)?.chunk_range(chunk);
+                let mut data = vec![0; (range.end - range.start) as usize];
+                building.disk(disk as usize)?.read_at(range.start, &mut data).ok()?;
+                Some(data)
+            })
+        })
+    }
+
+    fn fill(
+        &mut self,
+        disk: u16,
+        chunk: u64,
+        id: ChunkId,
+        data: &[u8],
+        applied: &mut Applied,
+    ) -> Result<(), Problem> {
+        let (page, position) = (chunk / PAGE_CHUNKS as u64, (chunk % PAGE_CHUNKS as u64) as usize);
+        if !self.tracker.wants(disk, page, position) {
+            return Ok(()); // Asked for twice and sent twice: the first one counts.
+        }
+        let geometry = self.geometry(disk)?;
+        if id.is_zero() {
+            self.zero(disk, geometry, chunk)?;
+        } else {
+            self.write(disk, geometry, chunk, id, data)?;
+        }
+        applied.written_bytes += data.len() as u64;
+        if let Filled::Whole(ids) = self.tracker.fill(disk, page, position, id) {
+            self.put_page(disk, page, &ids)?;
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        disk: u16,
+        geometry: Geometry,
+        chunk: u64,
+        id: ChunkId,
+        data: &[u8],
+    ) -> Result<(), Problem> {
+        let clocks = self.clocks.clone();
+        let writer = self.building.disk(disk as usize).ok_or_else(|| no_disk(disk))?;
+        clocks
+            .host
+            .time(|| writer.write_at(geometry.chunk_range(chunk).start, data))
+            .map_err(|e| write_problem(disk, &e))?;
+        self.resolver.note(id.short(), disk, chunk);
+        Ok(())
+    }
+
+    fn zero(&mut self, disk: u16, geometry: Geometry, chunk: u64) -> Result<(), Problem> {
+        let range = geometry.chunk_range(chunk);
+        debug_assert!(range.end - range.start <= CHUNK_BYTES as u64);
+        let writer = self.building.disk(disk as usize).ok_or_else(|| no_disk(disk))?;
+        let clocks = self.clocks.clone();
+        clocks
+            .host
+            .time(|| writer.zero_at(range.start, range.end - range.start))
+            .map_err(|e| write_problem(disk, &e))
+    }
+
+    fn put_page(&mut self, disk: u16, page: u64, ids: &Ids) -> Result<(), Problem> {
+        let clocks = self.clocks.clone();
+        let ids = Some(ids).filter(|ids| !ids.iter().all(ChunkId::is_zero));
+        clocks.mover.time(|| self.building.put_page(disk as usize, page, ids)).map_err(Problem::from)
+    }
+}
+
+fn write_problem(disk: u16, error: &std::io::Error) -> Problem {
+    let mut problem = Problem::io(format!("writing the replica's disk {disk}"), error);
+    if error.kind() == std::io::ErrorKind::StorageFull {
+        problem.code = "datastore_full".to_string();
+    }
+    problem
+}
+
+fn no_disk(disk: u16) -> Problem {
+    protocol(format!("the session has no disk {disk}"))
+}

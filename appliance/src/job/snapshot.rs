@@ -1,0 +1,132 @@
+//! The snapshot of a session: taken, found again after a restart, described, released.
+//!
+//! A session is bound to one moment. Where its snapshot cannot be found again, what was built from it is
+//! forgotten and the session starts anew with another one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vbr_api::{DiskSpec, JobSpec, SessionDisk};
+
+use super::driver::Driver;
+use super::manager::Parts;
+use crate::block::Geometry;
+use crate::error::Problem;
+use crate::host::{SnapshotRequest, SourceHost, VmSnapshot};
+
+impl Driver {
+    /// The snapshot: the one of before where it is provably the same moment, a new one otherwise.
+    pub(super) async fn snapshot(
+        &mut self,
+        host: Arc<dyn SourceHost>,
+        disks: Vec<DiskSpec>,
+    ) -> Result<VmSnapshot, Problem> {
+        let request = SnapshotRequest {
+            job: self.spec.name.clone(),
+            session: self.record.session.session.clone(),
+            disks,
+        };
+        let identity = self.record.snapshot_identity.clone();
+        let taken = tokio::task::spawn_blocking(move || {
+            if let Some(identity) = identity
+                && let Some(snapshot) = host.reopen(&request, &identity)?
+            {
+                return Ok((snapshot, true));
+            }
+            host.snapshot(&request).map(|snapshot| (snapshot, false))
+        });
+        let (snapshot, reopened) = taken
+            .await
+            .map_err(|e| Problem::new("internal", "taking a snapshot", e.to_string(), "report this"))?
+            .map_err(Problem::from)?;
+        if !reopened {
+            self.record.snapshot_at_ms = snapshot.taken_at.as_millisecond();
+            if self.record.snapshot_identity.take().is_some() {
+                self.new_moment().await;
+            }
+        }
+        self.record.snapshot_identity = Some(snapshot.identity.clone());
+        self.describe(&snapshot);
+        self.keep_record().await?;
+        Ok(snapshot)
+    }
+
+    /// The old snapshot is gone: what was built from it is discarded, so that two moments never mix.
+    async fn new_moment(&mut self) {
+        let (repository, job) = (self.parts.repository.clone(), self.spec.name.clone());
+        let session = self.record.session.session.clone();
+        let _ = tokio::task::spawn_blocking(move || repository.discard_progress(&job, &session)).await;
+        self.handle.update(|session| {
+            session.warnings.retain(|warning| !warning.contains("snapshot"));
+            session.bytes.changed = 0;
+            session.bytes.zero = 0;
+            session.bytes.deduplicated = 0;
+        });
+        tracing::info!("the earlier snapshot is gone; the session starts again with a new one");
+    }
+
+    fn describe(&self, snapshot: &VmSnapshot) {
+        self.handle.update(|session| {
+            session.transport_mode = snapshot.transport_mode.to_string();
+            session.warnings.clone_from(&snapshot.warnings);
+            if session.disks.len() == snapshot.disks.len() {
+                return; // Goes on: keep the figures.
+            }
+            session.disks = snapshot
+                .disks
+                .iter()
+                .map(|disk| SessionDisk {
+                    path: disk.spec.path.clone(),
+                    format: disk.spec.format,
+                    virtual_bytes: disk.reader.len(),
+                    processed_bytes: 0,
+                    read_bytes: 0,
+                    changed_bytes: 0,
+                    sent_bytes: 0,
+                    snapshot: disk.kind.as_str().to_string(),
+                })
+                .collect();
+            session.bytes.virtual_ = session.disks.iter().map(|disk| disk.virtual_bytes).sum();
+            let chunks = |disk: &SessionDisk| Geometry { disk_len: disk.virtual_bytes }.chunks();
+            session.chunks.total = session.disks.iter().map(chunks).sum();
+            session.chunks.unchanged = session.chunks.total;
+        });
+    }
+
+    async fn keep_record(&mut self) -> Result<(), Problem> {
+        self.record.session = self.handle.view();
+        let (records, record) = (self.parts.records.clone(), self.record.clone());
+        tokio::task::spawn_blocking(move || records.store(&record)).await.unwrap_or_else(|e| {
+            Err(Problem::new("internal", "keeping a record", e.to_string(), "report this"))
+        })
+    }
+}
+
+/// Removes the snapshot's clones once the last reader of an ended attempt is gone.
+pub(super) async fn release(snapshot: Arc<VmSnapshot>) {
+    for _ in 0..100 {
+        if Arc::strong_count(&snapshot) == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    match Arc::into_inner(snapshot) {
+        Some(snapshot) => {
+            let _ = tokio::task::spawn_blocking(move || snapshot.release()).await;
+        }
+        None => tracing::warn!("a reader still holds the snapshot; its clone is removed at the next start"),
+    }
+}
+
+/// The host and the disks of a job.
+pub fn resolve(parts: &Parts, spec: &JobSpec) -> Result<(Arc<dyn SourceHost>, Vec<DiskSpec>), Problem> {
+    let Some(vm) = &spec.vm else {
+        return Ok((parts.hosts.get("local").map_err(Problem::from)?, spec.disks.clone()));
+    };
+    let (host, name) = vm.split_once('/').ok_or_else(|| {
+        Problem::invalid(format!("VM {vm}"), "it is not HOST/VM", "vbrctl vm list shows what there is")
+    })?;
+    let host = parts.hosts.get(host).map_err(Problem::from)?;
+    let disks = host.resolve(name).map_err(Problem::from)?;
+    Ok((host, disks))
+}

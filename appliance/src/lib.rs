@@ -1,0 +1,19 @@
+//! vbr's appliance: everything `vbrd` is made of. See ARCHITECTURE.md for the data path.
+
+pub mod accelerator;
+pub mod block;
+pub mod block_file;
+pub mod busy;
+pub mod config;
+pub mod control;
+pub mod database;
+pub mod error;
+pub mod host;
+pub mod job;
+pub mod limits;
+pub mod mover;
+pub mod nbd;
+pub mod repository;
+pub mod supervisor;
+pub mod telemetry;
+pub mod wire;

@@ -1,0 +1,13 @@
+//! Starts, joins and stops the parts of vbrd.
+//!
+//! `appliance` is the composition root, `orders` and `site` carry out what the management API asks,
+//! `state_dir` locks the state directory, `service` speaks to systemd.
+
+pub mod appliance;
+mod orders;
+pub mod service;
+mod site;
+pub mod state_dir;
+
+pub use appliance::Appliance;
+pub use service::Service;

@@ -1,0 +1,92 @@
+//! The site as a whole: status at a glance, effective configuration, cache figures.
+
+use std::sync::{Arc, Mutex};
+
+use vbr_api::{CacheStats, ConfigView, Moment, Status, Warning};
+
+use super::appliance::lock;
+use crate::accelerator::global_cache::GlobalCache;
+use crate::config::Config;
+use crate::control::SiteOrders;
+use crate::database::Database;
+use crate::error::Problem;
+use crate::job::JobManager;
+use crate::repository::datastore::Datastores;
+use crate::wire::Wire;
+
+/// What status is made of.
+pub struct SiteParts {
+    /// The effective configuration.
+    pub config: Arc<Mutex<Config>>,
+    /// Peers and links.
+    pub wire: Wire,
+    /// Jobs and sessions.
+    pub jobs: Arc<JobManager>,
+    /// Datastores.
+    pub stores: Arc<Datastores>,
+    /// The global cache.
+    pub cache: Arc<GlobalCache>,
+    /// The database.
+    pub database: Arc<Database>,
+    /// When this vbrd started.
+    pub started_at: Moment,
+}
+
+/// Answers for the site.
+pub struct Site {
+    parts: SiteParts,
+}
+
+impl Site {
+    /// Over these parts.
+    pub fn new(parts: SiteParts) -> Self {
+        Self { parts }
+    }
+
+    fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = self.parts.jobs.warnings();
+        warnings.extend(self.parts.stores.warnings());
+        let mut warn = |what: String, next_step: &str| {
+            warnings.push(Warning { level: "warning".to_string(), what, next_step: next_step.to_string() });
+        };
+        if let Some(what) = self.parts.cache.near_full_warning() {
+            warn(what, "free space on the cache's file system, or lower [cache] size");
+        }
+        if let Some(what) = self.parts.database.warning() {
+            warn(what, "nothing to do now; check the disk of the state directory if it recurs");
+        }
+        for peer in self.parts.wire.peers().into_iter().filter(|peer| !peer.connected) {
+            let why = peer.last_error.map_or(String::new(), |why| format!(": {why}"));
+            warn(format!("peer {} is not connected{why}", peer.name), "check the link and the other site");
+        }
+        warnings
+    }
+}
+
+impl SiteOrders for Site {
+    fn status(&self) -> Result<Status, Problem> {
+        let parts = &self.parts;
+        Ok(Status {
+            site: lock(&parts.config).site.clone(),
+            peer_id: parts.wire.peer_id(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            started_at: parts.started_at,
+            listeners: parts.wire.listeners(),
+            peers: parts.wire.peers(),
+            sessions: parts.jobs.sessions(None, true),
+            jobs: parts.jobs.lags(),
+            datastores: parts.stores.status(),
+            warnings: self.warnings(),
+        })
+    }
+
+    fn config(&self) -> Result<ConfigView, Problem> {
+        let config = lock(&self.parts.config);
+        let file = config.file.as_ref().map(|path| path.display().to_string());
+        Ok(ConfigView { file, toml: config.to_toml() })
+    }
+
+    fn cache(&self) -> Result<CacheStats, Problem> {
+        Ok(self.parts.cache.stats())
+    }
+}

@@ -1,0 +1,422 @@
+//! The swarm task: owns the libp2p swarm and everything that changes with connections.
+//!
+//! Events come from the swarm, orders from handles and links; each is applied to completion before
+//! the next. Bulk never passes here. Publishes the links that are up in a `watch`, and what
+//! operators want to know of each peer in [`Shared`].
+//! Bounds: connections in total, per peer and pending; one dial per peer at a time; pairings.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::core::ConnectedPoint;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::{ConnectionId, NetworkBehaviour, StreamProtocol, Swarm, SwarmEvent};
+use libp2p::{Multiaddr, PeerId};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::accounting::ConnectionCounters;
+use super::behaviour::{Behaviour, Inbound, OpenReply};
+use super::dialling::{Dial, dial_options};
+use super::gate::Gate;
+use super::link::{self, Context, Link};
+use super::state::{Links, Shared};
+use super::stream::Hello;
+use super::transport::Sockets;
+use super::{CONTROL_PROTOCOL, DATA_PROTOCOL, Incoming, PAIR_PROTOCOL, pair};
+use crate::limits::PEERS_MAX;
+
+/// Connections that have not finished their handshake.
+const PENDING_MAX: u32 = 64;
+/// Connections of one peer: its link, a duplicate, a pairing, and dead ones not found yet.
+const PER_PEER_MAX: u32 = 8;
+/// Pairings under way.
+const PAIRINGS_MAX: usize = 8;
+/// How often dials and duplicates are looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Orders to the swarm task.
+pub enum Order {
+    /// A stream on exactly this connection.
+    OpenStream { peer: PeerId, connection: ConnectionId, protocol: StreamProtocol, reply: OpenReply },
+    /// A link finished its hellos.
+    LinkUp(Arc<Link>),
+    /// A link ended; its context says why.
+    LinkDown { connection: ConnectionId },
+    /// A dial of a paired peer whose names were resolved.
+    Dial { peer: PeerId, addresses: Vec<Multiaddr> },
+    /// A connection for pairing; answers its number and where it leads.
+    Join { peer: PeerId, addresses: Vec<Multiaddr>, reply: JoinReply },
+    /// Done with a connection.
+    Close { connection: ConnectionId },
+    /// No longer paired: every connection is cut now.
+    Cut { peer: PeerId },
+    /// The peer book changed.
+    PeersChanged,
+    /// Bits a second for all connections together.
+    SetRate(Option<u64>),
+}
+
+/// The answer to [`Order::Join`].
+pub type JoinReply = oneshot::Sender<Result<(ConnectionId, Multiaddr), String>>;
+
+/// The gate first: who may not come in costs nothing more.
+#[derive(NetworkBehaviour)]
+pub struct Behaviours {
+    streams: Behaviour,
+    limits: connection_limits::Behaviour,
+}
+
+impl Behaviours {
+    /// Gate and limits.
+    pub fn new(gate: Arc<Gate>) -> Self {
+        let limits = ConnectionLimits::default()
+            .with_max_pending_incoming(Some(PENDING_MAX))
+            .with_max_pending_outgoing(Some(2 * PEERS_MAX as u32))
+            .with_max_established_per_peer(Some(PER_PEER_MAX))
+            .with_max_established(Some(4 * PEERS_MAX as u32));
+        Self { streams: Behaviour::new(gate), limits: connection_limits::Behaviour::new(limits) }
+    }
+}
+
+/// What the driver is made of.
+pub struct Parts {
+    /// The swarm, listening.
+    pub swarm: Swarm<Behaviours>,
+    /// Who may come in.
+    pub gate: Arc<Gate>,
+    /// Sockets whose connections are to be announced.
+    pub sockets: Arc<Sockets>,
+    /// For the handles.
+    pub shared: Arc<Shared>,
+    /// For the handles.
+    pub links: watch::Sender<Links>,
+    /// Sessions and requests of peers.
+    pub incoming: mpsc::Sender<Incoming>,
+    /// Our own way in, for links and dials.
+    pub orders: mpsc::Sender<Order>,
+    /// This site's name.
+    pub site: String,
+    /// Bits a second for all connections together.
+    pub rate_bps: Option<u64>,
+    /// Every task of the wire.
+    pub tracker: TaskTracker,
+    /// Ends everything.
+    pub cancel: CancellationToken,
+}
+
+/// A connection that is established.
+pub(super) struct Connection {
+    pub(super) context: Arc<Context>,
+    /// Its peer was paired when it came.
+    pub(super) paired: bool,
+    /// Its link's task runs.
+    pub(super) started: bool,
+}
+
+/// See the module.
+pub struct Driver {
+    pub(super) parts: Parts,
+    pub(super) connections: HashMap<ConnectionId, Connection>,
+    pub(super) dials: HashMap<PeerId, Dial>,
+    joins: HashMap<ConnectionId, JoinReply>,
+    pairings: Arc<AtomicUsize>,
+}
+
+impl Driver {
+    /// Nothing runs yet.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            connections: HashMap::new(),
+            dials: HashMap::new(),
+            joins: HashMap::new(),
+            pairings: Arc::default(),
+        }
+    }
+
+    /// Runs until cancelled; `early` is what happened before there was a driver.
+    pub async fn run(mut self, early: Vec<SwarmEvent<BehavioursEvent>>, mut orders: mpsc::Receiver<Order>) {
+        for event in early {
+            self.on_event(event);
+        }
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let cancel = self.parts.cancel.clone();
+        loop {
+            tokio::select! {
+                event = self.parts.swarm.select_next_some() => self.on_event(event),
+                Some(order) = orders.recv() => self.on_order(order),
+                _ = tick.tick() => self.on_tick(Instant::now()),
+                () = cancel.cancelled() => break,
+            }
+        }
+        for connection in self.connections.values() {
+            connection.context.fail("vbrd is stopping");
+        }
+        self.parts.links.send_replace(Links::new());
+    }
+
+    fn on_event(&mut self, event: SwarmEvent<BehavioursEvent>) {
+        match event {
+            SwarmEvent::Behaviour(BehavioursEvent::Streams(inbound)) => self.on_stream(inbound),
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                self.on_established(peer_id, connection_id, &endpoint);
+            }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
+                self.on_closed(peer_id, connection_id, cause.map(|cause| cause.to_string()));
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error, .. } => {
+                let why = flat(&error);
+                if let Some(reply) = self.joins.remove(&connection_id) {
+                    let _ = reply.send(Err(why));
+                } else if let Some(peer) = peer_id {
+                    self.dial_failed(peer, why);
+                }
+            }
+            SwarmEvent::NewListenAddr { address, .. } => {
+                let mut listeners = self.parts.shared.listeners();
+                if !listeners.contains(&address) {
+                    listeners.push(address);
+                }
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.parts.shared.listeners().retain(|known| *known != address);
+            }
+            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
+                self.parts.shared.listeners().retain(|known| !addresses.contains(known));
+                if let Err(error) = reason {
+                    tracing::error!(?addresses, %error, "a listener failed: no peer can connect there");
+                }
+            }
+            SwarmEvent::ListenerError { error, .. } => {
+                tracing::warn!(%error, "accepting a connection failed")
+            }
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                tracing::debug!(from = %send_back_addr, %error, "a connection was refused");
+            }
+            _ => {}
+        }
+    }
+
+    fn on_order(&mut self, order: Order) {
+        match order {
+            Order::OpenStream { peer, connection, protocol, reply } => {
+                if self.connections.contains_key(&connection) {
+                    self.parts.swarm.behaviour_mut().streams.open(peer, connection, protocol, reply);
+                }
+            }
+            Order::LinkUp(link) => self.on_link_up(link),
+            Order::LinkDown { connection } => self.on_link_down(connection),
+            Order::Dial { peer, addresses } => self.dial(peer, addresses),
+            Order::Join { peer, addresses, reply } => {
+                let options = dial_options(peer, addresses);
+                let connection = options.connection_id();
+                match self.parts.swarm.dial(options) {
+                    Ok(()) => {
+                        self.joins.insert(connection, reply);
+                    }
+                    Err(error) => {
+                        let _ = reply.send(Err(flat(&error)));
+                    }
+                }
+            }
+            Order::Close { connection } => {
+                self.parts.swarm.close_connection(connection);
+            }
+            Order::Cut { peer } => self.cut(peer),
+            Order::PeersChanged => self.on_tick(Instant::now()),
+            Order::SetRate(rate) => {
+                self.parts.rate_bps = rate;
+                self.share_rate();
+            }
+        }
+    }
+
+    fn on_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
+        let dialled = endpoint.is_dialer();
+        let remote = endpoint.get_remote_address();
+        let probe = self.parts.sockets.claim(remote, dialled);
+        let counters = Arc::new(ConnectionCounters::new(probe));
+        let paired = self.parts.gate.book.is_paired(&peer);
+        let context = Arc::new(Context {
+            connection: id,
+            peer,
+            dialled,
+            counters: counters.clone(),
+            hello: Hello::new(&self.parts.site),
+            book: self.parts.gate.book.clone(),
+            incoming: self.parts.incoming.clone(),
+            driver: self.parts.orders.clone(),
+            cancel: self.parts.cancel.child_token(),
+            tracker: self.parts.tracker.clone(),
+            why: OnceLock::new(),
+            accepted: OnceLock::new(),
+        });
+        let join = self.joins.remove(&id);
+        let start = join.is_none() && paired && dialled;
+        if paired || join.is_some() {
+            self.parts.shared.peers().entry(peer).or_default().living.push((id, counters));
+        }
+        self.connections.insert(id, Connection { context: context.clone(), paired, started: start });
+        self.share_rate();
+        if let Some(reply) = join {
+            let _ = reply.send(Ok((id, without_peer(remote))));
+        } else if start {
+            self.parts.tracker.spawn(link::run(context, None));
+        }
+    }
+
+    fn on_stream(&mut self, inbound: Inbound) {
+        let Inbound { peer, connection, protocol, stream } = inbound;
+        let Some(known) = self.connections.get_mut(&connection) else { return };
+        let tracker = &self.parts.tracker;
+        if protocol == CONTROL_PROTOCOL && known.paired && !known.context.dialled && !known.started {
+            known.started = true;
+            tracker.spawn(link::run(known.context.clone(), Some(stream)));
+        } else if protocol == DATA_PROTOCOL && known.paired {
+            tracker.spawn(link::accept_data(known.context.clone(), stream));
+        } else if protocol == PAIR_PROTOCOL && self.pairings.load(Ordering::Relaxed) < PAIRINGS_MAX {
+            let own = *self.parts.swarm.local_peer_id();
+            let (pairings, orders) = (self.pairings.clone(), self.parts.orders.clone());
+            let serve = pair::serve(stream, peer, own, self.parts.site.clone(), self.parts.gate.clone());
+            pairings.fetch_add(1, Ordering::Relaxed);
+            tracker.spawn(async move {
+                serve.await;
+                pairings.fetch_sub(1, Ordering::Relaxed);
+                let _ = orders.send(Order::Close { connection }).await;
+            });
+        } else {
+            tracing::debug!(%peer, %protocol, "a stream has no place on its connection");
+        }
+    }
+
+    fn on_closed(&mut self, peer: PeerId, id: ConnectionId, cause: Option<String>) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        let was_up = self.unlink(peer, id);
+        let context = &connection.context;
+        let fallback = match (was_up, cause) {
+            (_, Some(cause)) => cause,
+            (true, None) => "the peer closed the connection".to_owned(),
+            (false, None) => "the peer closed the connection before it said hello: it may have revoked \
+                              this site"
+                .to_owned(),
+        };
+        context.fail(fallback);
+        let wire = context.counters.wire();
+        {
+            let mut peers = self.parts.shared.peers();
+            if let Some(state) = peers.get_mut(&peer) {
+                let before = state.living.len();
+                state.living.retain(|(known, _)| *known != id);
+                if state.living.len() < before {
+                    state.closed.sent += wire.sent;
+                    state.closed.received += wire.received;
+                }
+                if connection.started {
+                    state.last_error = Some(context.reason());
+                }
+            }
+        }
+        self.share_rate();
+        if connection.started {
+            tracing::debug!(%peer, why = %context.reason(), was_up, "connection closed");
+            if context.dialled
+                && let Some(dial) = self.dials.get_mut(&peer)
+            {
+                dial.busy = false;
+                dial.due = None;
+            }
+        }
+    }
+
+    fn on_link_up(&mut self, link: Arc<Link>) {
+        let (peer, id) = (link.context.peer, link.context.connection);
+        if !self.connections.contains_key(&id) || !link.is_up() {
+            return;
+        }
+        if let Some(dial) = self.dials.get_mut(&peer) {
+            *dial = Dial::default();
+        }
+        {
+            let mut peers = self.parts.shared.peers();
+            let state = peers.entry(peer).or_default();
+            state.last_seen = Some(jiff::Timestamp::now());
+            state.last_error = None;
+        }
+        tracing::info!(%peer, "link is up");
+        self.parts.links.send_modify(|links| links.entry(peer).or_default().push(link));
+    }
+
+    fn on_link_down(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let context = connection.context.clone();
+        if self.unlink(context.peer, id) {
+            tracing::info!(peer = %context.peer, why = %context.reason(), "link is down");
+        }
+        self.parts.swarm.close_connection(id);
+        // A graceful close would wait for a black hole.
+        if let Some(probe) = &context.counters.probe {
+            probe.shutdown();
+        }
+    }
+
+    /// Takes a link off the list. True where it was on it.
+    fn unlink(&mut self, peer: PeerId, id: ConnectionId) -> bool {
+        let found = self.parts.links.send_if_modified(|links| {
+            let Some(list) = links.get_mut(&peer) else { return false };
+            let before = list.len();
+            list.retain(|link| link.context.connection != id);
+            let found = list.len() < before;
+            if list.is_empty() {
+                links.remove(&peer);
+            }
+            found
+        });
+        if found {
+            self.parts.shared.peers().entry(peer).or_default().last_seen = Some(jiff::Timestamp::now());
+        }
+        found
+    }
+
+    fn cut(&mut self, peer: PeerId) {
+        let cut: Vec<_> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.context.peer == peer)
+            .map(|(id, connection)| (*id, connection.context.clone()))
+            .collect();
+        for (id, context) in cut {
+            context.fail("the pairing was revoked at this site");
+            self.unlink(peer, id);
+            self.parts.swarm.close_connection(id);
+            if let Some(probe) = &context.counters.probe {
+                probe.shutdown();
+            }
+        }
+        self.dials.remove(&peer);
+    }
+}
+
+fn without_peer(address: &Multiaddr) -> Multiaddr {
+    address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
+}
+
+/// An error and its causes on one line.
+pub(super) fn flat(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string().replace('\n', " ");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

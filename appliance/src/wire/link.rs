@@ -1,0 +1,249 @@
+//! One connection to a paired peer: Hello, heartbeats, requests, and its two data streams.
+//!
+//! A link is up when the control Hello was exchanged and our own data stream was acknowledged. It
+//! ends as a whole: whatever task fails first says why, the others follow, every channel learns it.
+//! The task [`run`] owns the control stream; the swarm task owns the connection itself.
+//! Bounds: two data streams; what flows on them is bounded in `mux` and `control`.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use libp2p::swarm::{ConnectionId, Stream, StreamProtocol};
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::accounting::ConnectionCounters;
+use super::control::{self, Requests};
+use super::driver::Order;
+use super::message::{Request, Response, pack};
+use super::mux::Mux;
+use super::peers::PeerBook;
+use super::stream::{FrameReader, Hello, Outbox, hear_hello, say_hello};
+use super::{CONTROL_PROTOCOL, DATA_PROTOCOL, Incoming, WireError};
+use crate::limits::CONTROL_BYTES_MAX;
+
+/// An answer comes within this.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+type Io = Compat<Stream>;
+
+/// What every task of a connection needs.
+pub struct Context {
+    /// Which connection.
+    pub connection: ConnectionId,
+    /// Whose.
+    pub peer: PeerId,
+    /// True where we dialled.
+    pub dialled: bool,
+    /// What crosses it.
+    pub counters: Arc<ConnectionCounters>,
+    /// Our Hello.
+    pub hello: Hello,
+    /// Who is paired.
+    pub book: Arc<PeerBook>,
+    /// Where sessions and requests of the peer go.
+    pub incoming: mpsc::Sender<Incoming>,
+    /// The swarm task.
+    pub driver: mpsc::Sender<Order>,
+    /// Ends with the connection.
+    pub cancel: CancellationToken,
+    /// All tasks of the wire.
+    pub tracker: TaskTracker,
+    /// Set by whoever ends the link first.
+    pub why: OnceLock<String>,
+    /// The data stream that the peer opened.
+    pub accepted: OnceLock<Arc<Mux>>,
+}
+
+impl Context {
+    /// Ends the link. The first reason stays.
+    pub fn fail(&self, why: impl Into<String>) {
+        let _ = self.why.set(why.into());
+        self.cancel.cancel();
+    }
+
+    /// Why the link ended.
+    pub fn reason(&self) -> String {
+        self.why.get().cloned().unwrap_or_else(|| "the connection was closed".to_owned())
+    }
+
+    fn lost(&self) -> WireError {
+        WireError::Lost { why: self.reason() }
+    }
+
+    async fn open_stream(&self, protocol: StreamProtocol) -> Result<Stream, String> {
+        let (reply, answer) = oneshot::channel();
+        let order = Order::OpenStream { peer: self.peer, connection: self.connection, protocol, reply };
+        let gone = || "the peer closed the connection before it said hello".to_owned();
+        self.driver.send(order).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// A link that is up.
+pub struct Link {
+    /// Its connection.
+    pub context: Arc<Context>,
+    /// Since when.
+    pub since: Instant,
+    mux: Arc<Mux>,
+    requests: Requests,
+}
+
+impl Link {
+    /// True while channels are open on it, in either direction.
+    pub fn is_used(&self) -> bool {
+        self.mux.channels() + self.context.accepted.get().map_or(0, |mux| mux.channels()) > 0
+    }
+
+    /// True until it ends.
+    pub fn is_up(&self) -> bool {
+        !self.context.cancel.is_cancelled()
+    }
+
+    /// A channel on our data stream.
+    pub fn open_session(&self) -> Result<super::SessionChannel, WireError> {
+        self.mux.open()
+    }
+
+    /// Where the messages of our data stream wait.
+    #[cfg(test)]
+    pub(super) fn outbox(&self) -> &Outbox {
+        self.mux.outbox()
+    }
+
+    /// Asks the peer and waits for its answer.
+    pub async fn request(&self, request: &Request) -> Result<Response, WireError> {
+        let body = pack(request);
+        if body.len() > CONTROL_BYTES_MAX {
+            return Err(WireError::TooLarge { bytes: body.len() });
+        }
+        let asked = self.requests.ask(body);
+        tokio::select! {
+            answer = tokio::time::timeout(REQUEST_TIMEOUT, asked) => {
+                answer.map_err(|_| WireError::Timeout { what: "answer a request" })?
+            }
+            () = self.context.cancel.cancelled() => Err(self.context.lost()),
+        }
+    }
+}
+
+/// Runs a link from the connection to its end. `inbound` is the control stream that the peer
+/// opened; none where we dialled and open it ourselves.
+pub async fn run(context: Arc<Context>, inbound: Option<Stream>) {
+    let ended = tokio::select! {
+        ended = drive(&context, inbound) => ended,
+        () = context.cancel.cancelled() => Err(context.reason()),
+    };
+    if let Err(why) = ended {
+        context.fail(why);
+    }
+    let lost = context.lost();
+    if let Some(mux) = context.accepted.get() {
+        mux.kill(&lost);
+    }
+    let _ = context.driver.send(Order::LinkDown { connection: context.connection }).await;
+}
+
+async fn drive(context: &Arc<Context>, inbound: Option<Stream>) -> Result<(), String> {
+    let opened = inbound.is_none();
+    let stream = match inbound {
+        Some(stream) => stream,
+        None => context.open_stream(CONTROL_PROTOCOL).await?,
+    };
+    let (mut reader, mut writer) = split(stream);
+    let hello = match opened {
+        true => say_hello(&mut reader, &mut writer, &context.hello).await,
+        false => hear_hello(&mut reader, &mut writer, &context.hello).await,
+    };
+    let hello = hello.map_err(|error| format!("no hello: {error}"))?;
+    tracing::debug!(peer = %context.peer, site = %hello.site, software = %hello.software, "hello");
+
+    let mux = open_data(context).await?;
+    let outbox = Arc::new(Outbox::new());
+    let first = if context.dialled { 1 } else { 2 };
+    let (requests, pending) = Requests::new(outbox.clone(), first);
+    let link = Link { context: context.clone(), since: Instant::now(), mux: mux.clone(), requests };
+    let up = context.driver.send(Order::LinkUp(Arc::new(link))).await;
+    up.map_err(|_| "vbrd is stopping".to_owned())?;
+
+    let ended = control::run(context, reader, writer, &outbox, &pending).await;
+    context.fail(ended.to_string());
+    mux.kill(&context.lost());
+    outbox.kill();
+    Ok(())
+}
+
+/// Opens our data stream; its tasks end the link when they fail.
+async fn open_data(context: &Arc<Context>) -> Result<Arc<Mux>, String> {
+    let (mut reader, mut writer) = split(context.open_stream(DATA_PROTOCOL).await?);
+    let said = say_hello(&mut reader, &mut writer, &context.hello).await;
+    said.map_err(|error| format!("no hello on the data stream: {error}"))?;
+    let mux = Mux::new(context.counters.clone());
+    context.tracker.spawn(run_data(context.clone(), mux.clone(), reader, writer, true));
+    Ok(mux)
+}
+
+/// Takes the data stream that the peer opened.
+pub async fn accept_data(context: Arc<Context>, stream: Stream) {
+    let (mut reader, mut writer) = split(stream);
+    let heard = tokio::select! {
+        heard = hear_hello(&mut reader, &mut writer, &context.hello) => heard,
+        () = context.cancel.cancelled() => return,
+    };
+    if let Err(error) = heard {
+        context.fail(format!("no hello on the data stream: {error}"));
+        return;
+    }
+    let mux = Mux::new(context.counters.clone());
+    if context.accepted.set(mux.clone()).is_err() {
+        context.fail("the peer opened a second data stream");
+        return;
+    }
+    run_data(context, mux, reader, writer, false).await;
+}
+
+async fn run_data(
+    context: Arc<Context>,
+    mux: Arc<Mux>,
+    reader: FrameReader<ReadHalf<Io>>,
+    writer: WriteHalf<Io>,
+    opened: bool,
+) {
+    let accept = |channel| deliver_session(&context, channel);
+    let accept: Option<&super::mux::Accept<'_>> = if opened { None } else { Some(&accept) };
+    let ended = tokio::select! {
+        ended = mux.read(reader, accept) => Some(ended),
+        ended = mux.outbox().run(writer, &context.counters) => ended.err(),
+        () = context.cancel.cancelled() => None,
+    };
+    if let Some(error) = ended {
+        context.fail(error.to_string());
+    }
+    mux.kill(&context.lost());
+}
+
+fn deliver_session(
+    context: &Context,
+    channel: super::SessionChannel,
+) -> Result<(), (String, super::SessionChannel)> {
+    let Some(peer) = context.book.by_id(&context.peer) else {
+        return Err(("this site is not paired any more".to_owned(), channel));
+    };
+    match context.incoming.try_reserve() {
+        Ok(place) => {
+            place.send(Incoming::Session { peer, channel });
+            Ok(())
+        }
+        Err(_) => Err(("the site is busy; try again".to_owned(), channel)),
+    }
+}
+
+fn split(stream: Stream) -> (FrameReader<ReadHalf<Io>>, WriteHalf<Io>) {
+    let (reader, writer) = tokio::io::split(stream.compat());
+    (FrameReader::new(reader), writer)
+}

@@ -1,0 +1,251 @@
+//! Who may send next: deficit round robin by bytes among the channels of a stream. Sans-IO.
+//!
+//! A channel that was silent is served before those that were not, for one quantum (as fq_codel
+//! does), so a small message does not wait for a round of bulk; whoever has had a quantum queues up
+//! at the end. Owns the queued messages. Not its job: bounding them; the senders hold permits.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::accounting::ChannelCounters;
+use super::frame::{FLAG_FIRST, FLAG_MORE, FRAGMENT_BYTES, HEADER_BYTES, Header};
+
+/// Bytes a channel may send in one turn.
+const QUANTUM: i64 = FRAGMENT_BYTES as i64;
+
+/// A message on its way out.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Frame type.
+    pub kind: u8,
+    /// Head and tail of the body, so that a batch's payload is not copied.
+    pub parts: [Bytes; 2],
+    /// Who pays.
+    pub counters: Option<Arc<ChannelCounters>>,
+    /// Given back when the last fragment is handed out.
+    pub permit: Option<OwnedSemaphorePermit>,
+    sent: usize,
+}
+
+impl Outgoing {
+    /// A message without a bound of its own: control.
+    pub fn control(kind: u8, body: Bytes) -> Self {
+        Self { kind, parts: [body, Bytes::new()], counters: None, permit: None, sent: 0 }
+    }
+
+    /// A session's message.
+    pub fn session(
+        kind: u8,
+        parts: [Bytes; 2],
+        counters: Arc<ChannelCounters>,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        Self { kind, parts, counters: Some(counters), permit: Some(permit), sent: 0 }
+    }
+
+    fn total(&self) -> usize {
+        self.parts[0].len() + self.parts[1].len()
+    }
+}
+
+/// Queues and turns.
+#[derive(Debug, Default)]
+pub struct Scheduler {
+    queues: HashMap<u32, Queue>,
+    fresh: VecDeque<u32>,
+    round: VecDeque<u32>,
+    sequence: u32,
+    control: usize,
+}
+
+#[derive(Debug)]
+struct Queue {
+    messages: VecDeque<Outgoing>,
+    deficit: i64,
+}
+
+impl Scheduler {
+    /// For a stream on which `sequence` frames were sent already.
+    pub fn new(sequence: u32) -> Self {
+        Self { sequence, ..Self::default() }
+    }
+
+    /// Messages waiting that hold no permit.
+    pub fn control_queued(&self) -> usize {
+        self.control
+    }
+
+    /// Queues a message behind the others of its channel.
+    pub fn push(&mut self, channel: u32, message: Outgoing) {
+        let queue = self.queues.entry(channel).or_insert_with(|| {
+            self.fresh.push_back(channel);
+            Queue { messages: VecDeque::new(), deficit: QUANTUM }
+        });
+        self.control += usize::from(message.permit.is_none());
+        queue.messages.push_back(message);
+    }
+
+    /// Appends the next frame to `out`. False where nothing waits.
+    pub fn next_frame(&mut self, out: &mut BytesMut) -> bool {
+        loop {
+            let fresh = !self.fresh.is_empty();
+            let list = if fresh { &mut self.fresh } else { &mut self.round };
+            let Some(&channel) = list.front() else { return false };
+            let Some(queue) = self.queues.get_mut(&channel) else {
+                list.pop_front();
+                continue;
+            };
+            if queue.messages.is_empty() || queue.deficit <= 0 {
+                list.pop_front();
+                // A fresh channel that ran dry goes through the round once, or it would be fresh
+                // again with its next message and starve the others.
+                if fresh || !queue.messages.is_empty() {
+                    if queue.deficit <= 0 {
+                        queue.deficit += QUANTUM;
+                    }
+                    self.round.push_back(channel);
+                } else {
+                    self.queues.remove(&channel);
+                }
+                continue;
+            }
+            let control = queue.messages.front().is_some_and(|message| message.permit.is_none());
+            let waiting = queue.messages.len();
+            let cost = take_fragment(&mut queue.messages, channel, self.sequence, out);
+            self.control -= usize::from(control && queue.messages.len() < waiting);
+            self.sequence = self.sequence.wrapping_add(1);
+            queue.deficit -= cost as i64;
+            return true;
+        }
+    }
+
+    /// True where nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.queues.values().all(|queue| queue.messages.is_empty())
+    }
+}
+
+fn take_fragment(queue: &mut VecDeque<Outgoing>, channel: u32, sequence: u32, out: &mut BytesMut) -> usize {
+    let Some(message) = queue.front_mut() else { return 0 };
+    let total = message.total();
+    let start = message.sent;
+    let end = (start + FRAGMENT_BYTES).min(total);
+    let header = Header {
+        kind: message.kind,
+        flags: u8::from(start == 0) * FLAG_FIRST + u8::from(end < total) * FLAG_MORE,
+        channel,
+        sequence,
+        length: (end - start) as u32,
+        total: if start == 0 { total as u32 } else { 0 },
+    };
+    let cost = HEADER_BYTES + end - start;
+    out.reserve(cost);
+    out.extend_from_slice(&header.encode());
+    let split = message.parts[0].len();
+    out.extend_from_slice(&message.parts[0][start.min(split)..end.min(split)]);
+    out.extend_from_slice(&message.parts[1][start.max(split) - split..end.max(split) - split]);
+    message.sent = end;
+    if let Some(counters) = &message.counters {
+        counters.add_sent(cost as u64);
+    }
+    if end == total {
+        queue.pop_front();
+    }
+    cost
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(scheduler: &mut Scheduler) -> Vec<Header> {
+        let mut out = BytesMut::new();
+        let mut headers = Vec::new();
+        while scheduler.next_frame(&mut out) {
+            let head: [u8; HEADER_BYTES] = out[..HEADER_BYTES].try_into().unwrap();
+            let header = Header::decode(&head).unwrap();
+            assert_eq!(out.len(), HEADER_BYTES + header.length as usize);
+            headers.push(header);
+            out.clear();
+        }
+        headers
+    }
+
+    fn message(len: usize) -> Outgoing {
+        Outgoing::control(36, Bytes::from(vec![7; len]))
+    }
+
+    #[test]
+    fn bulk_channels_share_by_bytes() {
+        let mut scheduler = Scheduler::default();
+        for _ in 0..8 {
+            scheduler.push(1, message(1024 * 1024));
+        }
+        // The other one sends small messages, but as many bytes.
+        for _ in 0..256 {
+            scheduler.push(2, message(32 * 1024));
+        }
+        let headers = drain(&mut scheduler);
+        for (number, header) in headers.iter().enumerate() {
+            assert_eq!(header.sequence as usize, number);
+        }
+        let half = headers.len() / 2;
+        let bytes = |channel| -> i64 {
+            headers[..half].iter().filter(|h| h.channel == channel).map(|h| i64::from(h.length)).sum()
+        };
+        assert!((bytes(1) - bytes(2)).abs() <= 3 * QUANTUM, "{} and {}", bytes(1), bytes(2));
+    }
+
+    #[test]
+    fn a_small_message_does_not_wait_for_bulk() {
+        let mut scheduler = Scheduler::default();
+        for channel in 1..=20 {
+            scheduler.push(channel, message(1024 * 1024));
+        }
+        let mut out = BytesMut::new();
+        for _ in 0..60 {
+            assert!(scheduler.next_frame(&mut out));
+        }
+        scheduler.push(99, message(100));
+        let headers = {
+            out.clear();
+            drain(&mut scheduler)
+        };
+        let place = headers.iter().position(|h| h.channel == 99).unwrap();
+        assert!(place <= 1, "waited for {place} frames");
+    }
+
+    #[test]
+    fn a_chatty_channel_does_not_starve_bulk() {
+        let mut scheduler = Scheduler::default();
+        scheduler.push(1, message(1024 * 1024));
+        let (mut out, mut bulk, mut chat) = (BytesMut::new(), 0u64, 0u64);
+        for _ in 0..64 {
+            scheduler.push(2, message(16 * 1024));
+            out.clear();
+            assert!(scheduler.next_frame(&mut out));
+            let header = Header::decode(&out[..HEADER_BYTES].try_into().unwrap()).unwrap();
+            *(if header.channel == 1 { &mut bulk } else { &mut chat }) += u64::from(header.length);
+        }
+        assert!(bulk * 3 >= chat, "bulk {bulk}, chat {chat}");
+    }
+
+    #[test]
+    fn parts_join_across_the_cut() {
+        let mut scheduler = Scheduler::default();
+        let mut message = message(10);
+        message.parts[1] = Bytes::from(vec![9; FRAGMENT_BYTES]);
+        scheduler.push(1, message);
+        let mut out = BytesMut::new();
+        while scheduler.next_frame(&mut out) {}
+        let body: Vec<u8> =
+            [&out[HEADER_BYTES..HEADER_BYTES + FRAGMENT_BYTES], &out[2 * HEADER_BYTES + FRAGMENT_BYTES..]]
+                .concat();
+        assert_eq!(body.len(), FRAGMENT_BYTES + 10);
+        assert!(body[..10].iter().all(|b| *b == 7) && body[10..].iter().all(|b| *b == 9));
+        assert!(scheduler.is_empty());
+    }
+}

@@ -1,0 +1,255 @@
+//! Frames on a byte stream: reading with checks, writing what the scheduler hands out, and the
+//! acknowledged Hello with which every stream starts.
+//!
+//! Works on anything that reads and writes bytes; knows neither libp2p nor channels.
+//! Bounds: one frame at a time on the way in; [`CONTROL_QUEUED_MAX`] messages without a permit on
+//! the way out.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use super::accounting::ConnectionCounters;
+use super::frame::{FLAG_FIRST, FRAGMENT_BYTES, FrameError, HEADER_BYTES, Header, kind};
+use super::message::{pack, unpack};
+use super::scheduler::{Outgoing, Scheduler};
+
+/// Messages that may wait on a stream without a permit: heartbeats, answers, closes. A peer that
+/// causes more and does not read them loses the link.
+pub const CONTROL_QUEUED_MAX: usize = 1024;
+/// A Hello is answered within this, or the link is closed.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest Hello.
+const HELLO_BYTES_MAX: usize = 1024;
+
+/// Why a stream ended. Any of these ends the connection.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The network or the other side.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// A frame is refused.
+    #[error("the peer broke the protocol: {0}")]
+    Frame(#[from] FrameError),
+    /// A body is refused.
+    #[error("the peer broke the protocol: {0}")]
+    Body(#[from] super::message::DecodeError),
+    /// No Hello, or no answer to ours.
+    #[error("the peer did not say hello within {} s", HELLO_TIMEOUT.as_secs())]
+    Silent,
+    /// Our own queue is full of answers that the peer does not read.
+    #[error("the peer does not read its answers")]
+    Clogged,
+    /// We ended it.
+    #[error("the stream was closed here")]
+    Closed,
+}
+
+/// The first frame of every stream, and the answer to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Minor version; grows with additions that an older peer can ignore.
+    pub minor: u16,
+    /// Capability bits; none are defined yet. A bit counts where both sides set it.
+    pub capabilities: u64,
+    /// The sender's site name.
+    pub site: String,
+    /// The sender's version of vbr, for people.
+    pub software: String,
+}
+
+impl Hello {
+    /// Ours.
+    pub fn new(site: &str) -> Self {
+        let software = env!("CARGO_PKG_VERSION").to_owned();
+        Self { minor: 0, capabilities: 0, site: site.to_owned(), software }
+    }
+}
+
+/// Reads frames and checks their numbers.
+pub struct FrameReader<R> {
+    io: R,
+    sequence: u32,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// At the start of a stream.
+    pub fn new(io: R) -> Self {
+        Self { io, sequence: 0 }
+    }
+
+    /// The next frame. Not cancel-safe: only whoever gives the stream up may drop it half way.
+    pub async fn read(&mut self) -> Result<(Header, Bytes), StreamError> {
+        let mut head = [0; HEADER_BYTES];
+        self.io.read_exact(&mut head).await?;
+        let header = Header::decode(&head)?;
+        if header.sequence != self.sequence {
+            return Err(FrameError::Sequence { got: header.sequence, expected: self.sequence }.into());
+        }
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut body = BytesMut::zeroed(header.length as usize);
+        self.io.read_exact(&mut body).await?;
+        Ok((header, body.freeze()))
+    }
+
+    /// A frame that must be of this type and whole, with a body of at most `max` bytes.
+    pub async fn expect(&mut self, kind: u8, max: usize) -> Result<Bytes, StreamError> {
+        let (header, body) = self.read().await?;
+        if header.kind != kind || header.channel != 0 || !header.is_first() || header.has_more() {
+            return Err(FrameError::Place { kind: header.kind, channel: header.channel }.into());
+        }
+        if body.len() > max {
+            return Err(FrameError::Length { kind, length: header.length, max }.into());
+        }
+        Ok(body)
+    }
+}
+
+/// Writes one whole frame on channel 0: Hello and pairing, before a scheduler owns the stream.
+pub async fn write_one(
+    io: &mut (impl AsyncWrite + Unpin),
+    sequence: u32,
+    kind: u8,
+    body: &[u8],
+) -> std::io::Result<()> {
+    let length = body.len() as u32;
+    let header = Header { kind, flags: FLAG_FIRST, channel: 0, sequence, length, total: length };
+    let mut out = BytesMut::with_capacity(HEADER_BYTES + body.len());
+    out.extend_from_slice(&header.encode());
+    out.extend_from_slice(body);
+    io.write_all(&out).await?;
+    io.flush().await
+}
+
+/// The opener's side of the Hello.
+pub async fn say_hello<R, W>(
+    reader: &mut FrameReader<R>,
+    writer: &mut W,
+    own: &Hello,
+) -> Result<Hello, StreamError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    within(async {
+        write_one(writer, 0, kind::HELLO, &pack(own)).await?;
+        let body = reader.expect(kind::HELLO_ACK, HELLO_BYTES_MAX).await?;
+        Ok(unpack(kind::HELLO_ACK, &body)?)
+    })
+    .await
+}
+
+/// The other side of the Hello.
+pub async fn hear_hello<R, W>(
+    reader: &mut FrameReader<R>,
+    writer: &mut W,
+    own: &Hello,
+) -> Result<Hello, StreamError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    within(async {
+        let body = reader.expect(kind::HELLO, HELLO_BYTES_MAX).await?;
+        let hello = unpack(kind::HELLO, &body)?;
+        write_one(writer, 0, kind::HELLO_ACK, &pack(own)).await?;
+        Ok(hello)
+    })
+    .await
+}
+
+async fn within<T>(work: impl Future<Output = Result<T, StreamError>>) -> Result<T, StreamError> {
+    tokio::time::timeout(HELLO_TIMEOUT, work).await.unwrap_or(Err(StreamError::Silent))
+}
+
+/// Messages on their way to one stream.
+pub struct Outbox {
+    core: Mutex<Core>,
+    ready: Notify,
+}
+
+struct Core {
+    scheduler: Scheduler,
+    dead: bool,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Outbox {
+    /// For a stream whose Hello was exchanged.
+    pub fn new() -> Self {
+        let core = Core { scheduler: Scheduler::new(1), dead: false };
+        Self { core: Mutex::new(core), ready: Notify::new() }
+    }
+
+    /// Queues a message. False where the stream is gone.
+    pub fn push(&self, channel: u32, message: Outgoing) -> bool {
+        let mut core = self.core();
+        if core.dead {
+            return false;
+        }
+        core.scheduler.push(channel, message);
+        if core.scheduler.control_queued() > CONTROL_QUEUED_MAX {
+            core.dead = true;
+        }
+        drop(core);
+        self.ready.notify_one();
+        true
+    }
+
+    /// Nothing goes out any more; what waits is dropped.
+    pub fn kill(&self) {
+        let mut core = self.core();
+        core.dead = true;
+        core.scheduler = Scheduler::default();
+        drop(core);
+        self.ready.notify_one();
+    }
+
+    /// Writes until the stream fails or the outbox is killed.
+    pub async fn run(
+        &self,
+        mut io: impl AsyncWrite + Unpin,
+        counters: &ConnectionCounters,
+    ) -> Result<(), StreamError> {
+        let mut out = BytesMut::new();
+        loop {
+            out.clear();
+            self.gather(&mut out)?;
+            if out.is_empty() {
+                io.flush().await?;
+                self.ready.notified().await;
+                continue;
+            }
+            counters.add_sent(out.len() as u64);
+            io.write_all(&out).await?;
+            let pause = counters.pause(out.len() as u64, Instant::now());
+            if !pause.is_zero() {
+                io.flush().await?;
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    fn gather(&self, out: &mut BytesMut) -> Result<(), StreamError> {
+        let mut core = self.core();
+        if core.dead {
+            let clogged = core.scheduler.control_queued() > CONTROL_QUEUED_MAX;
+            return Err(if clogged { StreamError::Clogged } else { StreamError::Closed });
+        }
+        while out.len() < FRAGMENT_BYTES && core.scheduler.next_frame(out) {}
+        Ok(())
+    }
+
+    fn core(&self) -> std::sync::MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,81 @@
+//! What operators see: this site's addresses and each peer's figures. Reads only.
+
+use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId};
+use vbr_api::Peer;
+
+use super::dialling::preferred;
+use super::handle::Wire;
+use super::peers::Entry;
+
+impl Wire {
+    /// What a code carries: see [`Wire::listeners`].
+    pub(super) fn addresses(&self) -> Vec<Multiaddr> {
+        let mut out = self.inner.advertise.clone();
+        let mut listeners = self.inner.shared.listeners().clone();
+        listeners.retain(|address| !is_link_local(address));
+        listeners.sort_by_key(rank);
+        for address in listeners {
+            if !out.contains(&address) {
+                out.push(address);
+            }
+        }
+        // A code has room for eight; the last place is for loopback, where a second vbrd on this
+        // machine finds us.
+        if out.len() > 8
+            && let Some(at) = out.iter().position(|address| rank(address) >= 2)
+        {
+            let loopback = out.remove(at);
+            out.insert(7, loopback);
+        }
+        out
+    }
+
+    /// A peer as operators see it.
+    pub(super) fn describe(&self, peer: PeerId, entry: &Entry) -> Peer {
+        let state = self.inner.shared.peers().get(&peer).cloned().unwrap_or_default();
+        let link = self.inner.links.borrow().get(&peer).and_then(|list| preferred(list, &self.inner.own));
+        let link = link.filter(|_| !entry.revoked);
+        let counters = link.as_ref().map(|link| link.context.counters.clone());
+        let probe = counters.as_ref().and_then(|counters| counters.probe.clone());
+        let mut total = state.closed;
+        for (_, living) in &state.living {
+            let wire = living.wire();
+            total.sent += wire.sent;
+            total.received += wire.received;
+        }
+        let transport = if probe.is_some() { "tcp" } else { "quic" };
+        let now = link.as_ref().map(|_| jiff::Timestamp::now());
+        let revoked = entry.revoked.then(|| "revoked at this site".to_owned());
+        Peer {
+            name: entry.name.clone(),
+            peer_id: entry.peer_id.clone(),
+            addresses: entry.addresses.clone(),
+            connected: link.is_some(),
+            transport: link.as_ref().map(|_| transport.to_owned()),
+            congestion_control: probe.and_then(|probe| probe.congestion()),
+            rtt_ms: counters.and_then(|counters| counters.rtt()).map(|rtt| rtt.as_millis() as u64),
+            sent_wire: total.sent,
+            received_wire: total.received,
+            domain: entry.domain.clone(),
+            grants: entry.grants.clone(),
+            paired_at: entry.paired_at,
+            last_seen_at: now.or(state.last_seen),
+            last_error: revoked.or(state.last_error.filter(|_| link.is_none())),
+        }
+    }
+}
+
+/// Other machines' view first: IPv4, IPv6, then loopback.
+fn rank(address: &Multiaddr) -> u8 {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) if ip.is_loopback() => 2,
+        Some(Protocol::Ip6(ip)) if ip.is_loopback() => 3,
+        Some(Protocol::Ip6(_)) => 1,
+        _ => 0,
+    }
+}
+
+fn is_link_local(address: &Multiaddr) -> bool {
+    matches!(address.iter().next(), Some(Protocol::Ip6(ip)) if ip.is_unicast_link_local())
+}

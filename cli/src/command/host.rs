@@ -1,0 +1,91 @@
+//! `vbrctl host`: where VMs and disks live.
+
+use clap::Subcommand;
+use serde_json::json;
+use vbr_api::Host;
+
+use super::Yes;
+use super::job::create::absolute;
+use crate::client::encode;
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::View;
+use crate::show;
+use crate::table::{Facts, Table};
+
+/// Hosts where VMs and disks live
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Add a host; adding the same host again changes nothing
+    #[command(after_help = "Example:\n  vbrctl host add lab --directory /srv/vm --directory /srv/more")]
+    Add {
+        name: String,
+        /// How disks are reached there
+        #[arg(long, default_value = "disk", value_parser = ["disk"])]
+        driver: String,
+        /// Directory whose images are listed as VMs; may be given several times
+        #[arg(long = "directory", value_name = "PATH")]
+        directories: Vec<String>,
+    },
+    /// List hosts
+    #[command(after_help = "Example:\n  vbrctl host list")]
+    List,
+    /// Show one host
+    #[command(after_help = "Example:\n  vbrctl host show local")]
+    Show { name: String },
+    /// Forget a host; its disks and its jobs' replicas stay
+    #[command(after_help = "Example:\n  vbrctl host remove lab --yes")]
+    Remove {
+        name: String,
+        #[command(flatten)]
+        yes: Yes,
+    },
+}
+
+impl Command {
+    pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
+        match self {
+            Self::Add { name, driver, directories } => {
+                let directories = directories.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?;
+                let host = Host { name: name.clone(), driver, directories };
+                let document = context.client.post_json("/v1/hosts", &host).await?;
+                let word = if document.status == 200 { "unchanged" } else { "added" };
+                context.output.done(&document, &format!("host {name} {word}"), json!({ "name": name }))?;
+                Ok(Exit::Done)
+            }
+            Self::List => {
+                show::list(context, "/v1/hosts", false, "no hosts; next: vbrctl host add", &table).await
+            }
+            Self::Show { name } => {
+                show::one(context, &format!("/v1/hosts/{}", encode(&name)), false, &facts).await
+            }
+            Self::Remove { name, yes } => {
+                context.confirm(&format!("Forget the host {name}"), yes.yes).await?;
+                let document = context.client.delete(&format!("/v1/hosts/{}", encode(&name))).await?;
+                context.output.done(
+                    &document,
+                    &format!("host {name} removed"),
+                    json!({ "removed": [name] }),
+                )?;
+                Ok(Exit::Done)
+            }
+        }
+    }
+}
+
+fn table(hosts: &[Host], view: &View) -> String {
+    let mut table = Table::new(view, &["NAME", "DRIVER", "DIRECTORIES"]);
+    for host in hosts {
+        let directories = host.directories.join(" ");
+        table.row(vec![host.name.as_str().into(), host.driver.as_str().into(), directories.into()]);
+    }
+    table.finish()
+}
+
+fn facts(host: &Host, _: &View) -> String {
+    let mut facts = Facts::new();
+    facts.add("Host", host.name.as_str()).add("Driver", host.driver.as_str());
+    facts.add_all("Directories", host.directories.iter().cloned());
+    facts.finish()
+}

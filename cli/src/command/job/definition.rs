@@ -1,0 +1,129 @@
+//! A job's definition as a TOML file: what `job export` prints and `job create --from` reads.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use vbr_api::{DiskFormat, DiskSpec, Job, JobSpec};
+
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::failure::Failure;
+
+/// A definition is some lines long.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The file. Tables last, as TOML wants it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Definition {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    pub path: String,
+    #[serde(default = "raw")]
+    pub format: DiskFormat,
+}
+
+fn raw() -> DiskFormat {
+    DiskFormat::Raw
+}
+
+impl Definition {
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        let mut text = String::new();
+        File::open(path)
+            .and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text))
+            .map_err(|error| Failure::io("Cannot read the job's definition", path, &error))?;
+        Self::parse(&text).map_err(|why| {
+            Failure::usage(
+                format!("{} is no definition of a job", path.display()),
+                why,
+                "see the form with: vbrctl job export NAME",
+            )
+        })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error: toml::de::Error| match error.span() {
+            Some(span) => {
+                let line = text.get(..span.start).map_or(1, |before| before.matches('\n').count() + 1);
+                format!("line {line}: {}", error.message())
+            }
+            None => error.message().to_string(),
+        })
+    }
+
+    fn of(spec: &JobSpec) -> Self {
+        let disk = |disk: &DiskSpec| Disk { path: disk.path.clone(), format: disk.format };
+        Self {
+            name: Some(spec.name.clone()),
+            vm: spec.vm.clone(),
+            target: Some(spec.target.clone()),
+            keep: spec.keep,
+            enabled: Some(spec.enabled),
+            disks: spec.disks.iter().map(disk).collect(),
+        }
+    }
+}
+
+/// Prints a job's definition: TOML, or vbrd's own form with `-o json`.
+pub async fn export(context: &Context, path: &str) -> Result<Exit, Failure> {
+    let job: Job = context.client.get(path).await?.one()?;
+    let fail = |why: String| {
+        Failure::new(Exit::Failed, "internal", "Cannot write the definition", why, "report this")
+    };
+    if context.output.format.is_json() {
+        let text = serde_json::to_string(&job.spec).map_err(|error| fail(error.to_string()))?;
+        context.output.json_object(&text)?;
+    } else {
+        let text = toml::to_string(&Definition::of(&job.spec)).map_err(|error| fail(error.to_string()))?;
+        context.output.emit(&text)?;
+    }
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_exported_is_read_again() {
+        let spec = JobSpec {
+            name: "web".into(),
+            vm: None,
+            disks: vec![
+                DiskSpec { path: "/srv/a \"b\".img".into(), format: DiskFormat::Raw },
+                DiskSpec { path: "/srv/c".into(), format: DiskFormat::Qcow2 },
+            ],
+            target: "dr/fast".into(),
+            keep: Some(14),
+            enabled: false,
+        };
+        let text = toml::to_string(&Definition::of(&spec)).unwrap();
+        assert_eq!(Definition::parse(&text).unwrap(), Definition::of(&spec));
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        let why = Definition::parse("name = \"web\"\nevery = \"15m\"\n").unwrap_err();
+        assert!(why.starts_with("line 2: ") && why.contains("every"), "{why}");
+        assert!(Definition::parse("[[disks]]\npath = \"/a\"\nsize = 1\n").is_err());
+        assert_eq!(Definition::parse("[[disks]]\npath = \"/a\"\n").unwrap().disks[0].format, DiskFormat::Raw);
+    }
+}

@@ -1,0 +1,121 @@
+//! Jobs and plans for people.
+
+use vbr_api::{Job, Plan};
+
+use crate::human;
+use crate::output::View;
+use crate::summary::state_cell;
+use crate::table::{Cell, Facts, Table, Tone, section};
+
+/// Jobs as a table.
+pub fn table(jobs: &[Job], view: &View) -> String {
+    let columns = [
+        "NAME",
+        "SOURCE",
+        "TARGET",
+        ">KEEP",
+        "STATE",
+        ">RPO LAG",
+        "LAST SUCCESS",
+        "+LAST SESSION",
+        "+CREATED",
+    ];
+    let mut table = Table::new(view, &columns);
+    for job in jobs {
+        table.row(vec![
+            job.spec.name.as_str().into(),
+            source(job).into(),
+            job.spec.target.as_str().into(),
+            job.spec.keep.map_or("all".into(), |keep| keep.to_string()).into(),
+            state(job),
+            job.rpo_lag_ms.map(human::span_short).unwrap_or_default().into(),
+            job.last_success_at.map_or("never".into(), |at| human::age(at, view.now)).into(),
+            job.last_session.clone().unwrap_or_default().into(),
+            human::age(job.created_at, view.now).into(),
+        ]);
+    }
+    table.finish()
+}
+
+/// One job at length.
+pub fn facts(job: &Job, view: &View) -> String {
+    let mut facts = Facts::new();
+    facts
+        .add("Job", job.spec.name.as_str())
+        .add("Target", job.spec.target.as_str())
+        .add(
+            "Keep",
+            job.spec
+                .keep
+                .map_or("all restore points".into(), |keep| human::count(keep.into(), "restore point")),
+        )
+        .add("Enabled", if job.spec.enabled { "yes" } else { "no" })
+        .add_some("VM", job.spec.vm.clone())
+        .add("Created", human::moment(job.created_at))
+        .add("Running", job.running.clone().unwrap_or_else(|| "no".into()));
+    facts.add(
+        "Last session",
+        match (&job.last_session, job.last_state) {
+            (Some(session), Some(state)) => format!("{session}, {}", state.as_str()),
+            (Some(session), None) => session.clone(),
+            _ => "none yet".into(),
+        },
+    );
+    facts.add("Last success", job.last_success_at.map_or("never".into(), |at| human::age(at, view.now)));
+    facts.add("RPO lag", job.rpo_lag_ms.map_or("no restore point yet".into(), human::span));
+    let mut text = facts.finish();
+    if !job.spec.disks.is_empty() {
+        let mut disks = Table::new(view, &["#", "PATH", "FORMAT"]);
+        for (number, disk) in job.spec.disks.iter().enumerate() {
+            disks.row(vec![
+                number.to_string().into(),
+                disk.path.as_str().into(),
+                disk.format.as_str().into(),
+            ]);
+        }
+        text.push_str(&section("Disks", &disks.finish()));
+    }
+    text
+}
+
+/// What a run would do.
+pub fn plan(plan: &Plan, _: &View) -> String {
+    let mut facts = Facts::new();
+    facts
+        .add("Job", plan.job.as_str())
+        .add("Mode", plan.mode.as_str())
+        .add("Virtual", human::size(plan.virtual_bytes))
+        .add("Would read", human::size(plan.read_bytes))
+        .add(
+            "Changed",
+            format!("{} ({} of it zero)", human::size(plan.changed_bytes), human::size(plan.zero_bytes)),
+        )
+        .add("Known there", format!("{}, need not be sent", human::size(plan.known_bytes)))
+        .add("Unseen", human::size(plan.unseen_bytes))
+        .add("Would send", format!("about {}", human::size(plan.send_bytes)))
+        .add(
+            "Would take",
+            plan.duration_ms
+                .map_or("not known before the first run".into(), |ms| format!("about {}", human::span(ms))),
+        )
+        .add_all("Would retire", plan.retires.iter().cloned());
+    facts.finish()
+}
+
+fn source(job: &Job) -> String {
+    match (&job.spec.vm, job.spec.disks.as_slice()) {
+        (Some(vm), _) => vm.clone(),
+        (None, [disk]) => disk.path.clone(),
+        (None, [first, rest @ ..]) => format!("{} and {} more", first.path, rest.len()),
+        (None, []) => String::new(),
+    }
+}
+
+fn state(job: &Job) -> Cell {
+    match (&job.running, job.spec.enabled, job.last_state) {
+        (Some(_), _, _) => Cell::toned("running", Tone::Good),
+        (None, false, _) => Cell::toned("disabled", Tone::Watch),
+        (None, true, Some(state)) => state_cell(state),
+        (None, true, None) => "never ran".into(),
+    }
+}

@@ -1,0 +1,49 @@
+//! One noun a file: a clap struct whose doc comments are the help, and one `run`.
+
+pub mod cache;
+pub mod completion;
+pub mod config;
+pub mod host;
+pub mod job;
+pub mod man;
+pub mod peer;
+pub mod replica;
+pub mod repository;
+pub mod restore_point;
+pub mod session;
+pub mod status;
+pub mod vm;
+
+use clap::Args;
+
+use crate::args::Noun;
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::failure::Failure;
+
+/// Does what was asked.
+pub async fn run(context: &Context, noun: Noun) -> Result<Exit, Failure> {
+    match noun {
+        Noun::Status(command) => command.run(context).await,
+        Noun::Peer(command) => command.run(context).await,
+        Noun::Host(command) => command.run(context).await,
+        Noun::Vm(command) => command.run(context).await,
+        Noun::Job(command) => command.run(context).await,
+        Noun::Session(command) => command.run(context).await,
+        Noun::Repository(command) => command.run(context).await,
+        Noun::Replica(command) => command.run(context).await,
+        Noun::RestorePoint(command) => command.run(context).await,
+        Noun::Cache(command) => command.run(context).await,
+        Noun::Config(command) => command.run(context).await,
+        Noun::Completion(command) => command.run(context),
+        Noun::Man(command) => command.run(),
+    }
+}
+
+/// `--yes`
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Yes {
+    /// Do not ask for confirmation
+    #[arg(short, long)]
+    pub yes: bool,
+}

@@ -1,0 +1,218 @@
+//! `vbrctl peer`: pairing with other sites.
+
+use std::io::Read;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde_json::json;
+use vbr_api::{Invite, InviteRequest, JoinRequest, Peer};
+
+use super::Yes;
+use crate::client::{Patience, encode};
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::human;
+use crate::output::View;
+use crate::show::{self, Watch};
+use crate::table::{Cell, Facts, Table, Tone};
+
+/// Codes are some hundred characters long; more on stdin is a mistake.
+const CODE_BYTES_MAX: u64 = 16 << 10;
+
+/// Sites that this one is paired with
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Print a single-use code for another site (the code alone on stdout)
+    #[command(
+        after_help = "Example:\n  vbrctl peer invite --for 30m\n  then, on the other site: vbrctl peer join CODE"
+    )]
+    Invite {
+        /// How long the code is good (90s, 10m, 1h) [default: 10m]
+        #[arg(long = "for", value_name = "TIME", value_parser = human::parse_span)]
+        valid_for: Option<Duration>,
+        /// Dedup domain that the new peer joins; members may share chunks [default: default]
+        #[arg(long, value_name = "NAME")]
+        domain: Option<String>,
+    },
+    /// Pair with the site that gave the code
+    #[command(after_help = "Example:\n  vbrctl peer join CODE\n  vbrctl peer join - < code.txt")]
+    Join {
+        /// The code of `peer invite`; - reads it from stdin
+        code: String,
+        /// Name of the new peer here; its own site name unless said
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// List peers and the state of their links
+    #[command(after_help = "Example:\n  vbrctl peer list -o wide")]
+    List {
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// Show one peer
+    #[command(after_help = "Example:\n  vbrctl peer show dr")]
+    Show {
+        name: String,
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// Cut a peer off: it may do nothing here any more; its replicas stay
+    ///
+    /// Asks on a terminal only: cutting a peer off must not wait for a missing flag.
+    #[command(after_help = "Example:\n  vbrctl peer revoke branch-7 --yes")]
+    Revoke {
+        name: String,
+        #[command(flatten)]
+        yes: Yes,
+    },
+    /// Forget a peer
+    #[command(after_help = "Example:\n  vbrctl peer remove branch-7 --yes")]
+    Remove {
+        name: String,
+        #[command(flatten)]
+        yes: Yes,
+    },
+}
+
+impl Command {
+    pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
+        match self {
+            Self::Invite { valid_for, domain } => invite(context, valid_for, domain).await,
+            Self::Join { code, name } => join(context, code, name).await,
+            Self::List { watch } => {
+                let empty =
+                    "no peers yet; next: vbrctl peer invite here, vbrctl peer join CODE on the other site";
+                show::list(context, "/v1/peers", watch.watch, empty, &table).await
+            }
+            Self::Show { name, watch } => {
+                show::one(context, &format!("/v1/peers/{}", encode(&name)), watch.watch, &facts).await
+            }
+            Self::Revoke { name, yes } => {
+                if context.may_ask() {
+                    context.confirm(&format!("Cut the peer {name} off"), yes.yes).await?;
+                }
+                let path = format!("/v1/peers/{}/revoke", encode(&name));
+                let document = context.client.post(&path, Patience::Quick).await?;
+                context.output.done(
+                    &document,
+                    &format!("peer {name} revoked"),
+                    json!({ "revoked": name }),
+                )?;
+                Ok(Exit::Done)
+            }
+            Self::Remove { name, yes } => {
+                context.confirm(&format!("Forget the peer {name}"), yes.yes).await?;
+                let document = context.client.delete(&format!("/v1/peers/{}", encode(&name))).await?;
+                context.output.done(
+                    &document,
+                    &format!("peer {name} removed"),
+                    json!({ "removed": [name] }),
+                )?;
+                Ok(Exit::Done)
+            }
+        }
+    }
+}
+
+async fn invite(context: &Context, valid: Option<Duration>, domain: Option<String>) -> Result<Exit, Failure> {
+    let valid_ms = valid.map(|valid| u64::try_from(valid.as_millis()).unwrap_or(u64::MAX));
+    let document = context.client.post_json("/v1/peers/invite", &InviteRequest { valid_ms, domain }).await?;
+    let output = context.output;
+    let invite: Invite = document.one()?;
+    output.done(&document, &invite.code, json!({}))?;
+    if !output.format.is_json() {
+        let left = human::span(human::between(output.view().now, invite.expires_at));
+        output.note(&format!("good for {left}, once; next, on the other site: vbrctl peer join CODE"));
+    }
+    Ok(Exit::Done)
+}
+
+async fn join(context: &Context, code: String, name: Option<String>) -> Result<Exit, Failure> {
+    let code = if code == "-" { code_from_stdin()? } else { code };
+    let document = context.client.post_json("/v1/peers/join", &JoinRequest { code, name }).await?;
+    let peer: Peer = document.one()?;
+    context.output.done(&document, &format!("peer {} joined", peer.name), json!({}))?;
+    if !context.output.format.is_json() {
+        context.output.note(&format!("next: vbrctl job create NAME --disk PATH --target {}", peer.name));
+    }
+    Ok(Exit::Done)
+}
+
+fn code_from_stdin() -> Result<String, Failure> {
+    let mut code = String::new();
+    std::io::stdin().lock().take(CODE_BYTES_MAX).read_to_string(&mut code).map_err(|error| {
+        Failure::usage("Cannot read the code from stdin", error.to_string(), "give it as an argument")
+    })?;
+    Ok(code.trim().to_string())
+}
+
+/// Peers as a table; also part of `status`.
+pub fn table(peers: &[Peer], view: &View) -> String {
+    let columns = [
+        "NAME",
+        "LINK",
+        "TRANSPORT",
+        ">RTT",
+        ">SENT",
+        ">RECEIVED",
+        "LAST SEEN",
+        "+DOMAIN",
+        "+MAY",
+        "+PEER ID",
+    ];
+    let mut table = Table::new(view, &columns);
+    for peer in peers {
+        table.row(vec![
+            peer.name.as_str().into(),
+            link(peer),
+            transport(peer).into(),
+            peer.rtt_ms.map(|ms| format!("{ms} ms")).unwrap_or_default().into(),
+            human::size(peer.sent_wire).into(),
+            human::size(peer.received_wire).into(),
+            last_seen(peer, view).into(),
+            peer.domain.as_str().into(),
+            peer.grants.join(" ").into(),
+            peer.peer_id.as_str().into(),
+        ]);
+    }
+    table.finish()
+}
+
+fn facts(peer: &Peer, view: &View) -> String {
+    let mut facts = Facts::new();
+    facts
+        .add("Peer", peer.name.as_str())
+        .add("Peer ID", peer.peer_id.as_str())
+        .add("Link", if peer.connected { "up" } else { "down" })
+        .add("Transport", transport(peer))
+        .add_some("Round trip", peer.rtt_ms.map(|ms| format!("{ms} ms")))
+        .add("Sent", format!("{} on the wire since vbrd started", human::size(peer.sent_wire)))
+        .add("Received", human::size(peer.received_wire))
+        .add_all("Addresses", peer.addresses.iter().cloned())
+        .add("Domain", peer.domain.as_str())
+        .add("May", peer.grants.join(", "))
+        .add("Paired", human::moment(peer.paired_at))
+        .add("Last seen", last_seen(peer, view))
+        .add_some("Last error", peer.last_error.clone());
+    facts.finish()
+}
+
+fn link(peer: &Peer) -> Cell {
+    if peer.connected { Cell::toned("up", Tone::Good) } else { Cell::toned("down", Tone::Bad) }
+}
+
+fn transport(peer: &Peer) -> String {
+    match (&peer.transport, &peer.congestion_control) {
+        (Some(transport), Some(control)) => format!("{transport}, {control}"),
+        (Some(transport), None) => transport.clone(),
+        (None, _) => "-".into(),
+    }
+}
+
+fn last_seen(peer: &Peer, view: &View) -> String {
+    if peer.connected {
+        return "now".into();
+    }
+    peer.last_seen_at.map_or("never".into(), |seen| human::age(seen, view.now))
+}

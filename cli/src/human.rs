@@ -1,0 +1,184 @@
+//! Figures for people: sizes, ages, spans, rates; and spans as people write them.
+//!
+//! Pure functions; the present is passed in. JSON output never goes through here.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use vbr_api::Moment;
+
+/// `1.5 MiB`: binary units.
+pub fn size(bytes: u64) -> String {
+    ByteSize::b(bytes).display().iec().to_string()
+}
+
+/// `8.0 Mbit/s`: decimal units, as links are sold.
+pub fn rate(bits_a_second: u64) -> String {
+    const UNITS: [&str; 4] = ["kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
+    if bits_a_second < 1_000 {
+        return format!("{bits_a_second} bit/s");
+    }
+    let mut value = bits_a_second as f64 / 1e3;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1e3;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// `450 ms`, `12 s`, `3 min 5 s`, `2 h 10 min`, `4 d 3 h`.
+pub fn span(ms: u64) -> String {
+    let pair = |big: u64, big_unit: &str, small: u64, small_unit: &str| match small {
+        0 => format!("{big} {big_unit}"),
+        _ => format!("{big} {big_unit} {small} {small_unit}"),
+    };
+    let seconds = ms / 1_000;
+    match seconds {
+        0 => format!("{ms} ms"),
+        1..=9 => format!("{:.1} s", ms as f64 / 1e3),
+        10..=59 => format!("{seconds} s"),
+        60..=3_599 => pair(seconds / 60, "min", seconds % 60, "s"),
+        3_600..=86_399 => pair(seconds / 3_600, "h", seconds % 3_600 / 60, "min"),
+        _ => pair(seconds / 86_400, "d", seconds % 86_400 / 3_600, "h"),
+    }
+}
+
+/// The largest unit alone: `3 min`; for columns.
+pub fn span_short(ms: u64) -> String {
+    match ms / 1_000 {
+        seconds @ 0..=59 => format!("{seconds} s"),
+        seconds @ 60..=3_599 => format!("{} min", seconds / 60),
+        seconds @ 3_600..=172_799 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// `3 min ago`; a moment in the future (another clock) counts as now.
+pub fn age(moment: Moment, now: Moment) -> String {
+    match between(moment, now) {
+        0..=1_999 => "just now".into(),
+        ms => format!("{} ago", span_short(ms)),
+    }
+}
+
+/// `2026-11-22 19:05:01 UTC`
+pub fn moment(moment: Moment) -> String {
+    moment.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// Milliseconds from `earlier` to `later`; 0 where the order is the other way round.
+pub fn between(earlier: Moment, later: Moment) -> u64 {
+    u64::try_from(later.as_millisecond().saturating_sub(earlier.as_millisecond())).unwrap_or(0)
+}
+
+/// `97.5 %`. Rounded down, so that 100 % is said only of all.
+pub fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "-".into();
+    }
+    let tenths = u128::from(part.min(whole)) * 1_000 / u128::from(whole);
+    match tenths {
+        0 => "0 %".into(),
+        1_000 => "100 %".into(),
+        _ => format!("{}.{} %", tenths / 10, tenths % 10),
+    }
+}
+
+/// The share of `plain` that did not have to be `sent`.
+pub fn saved(sent: u64, plain: u64) -> String {
+    percent(plain.saturating_sub(sent), plain)
+}
+
+/// `1 disk`, `2 disks`
+pub fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// What comes from elsewhere may not steer the terminal.
+pub fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// A span as people write it: `90s`, `10m`, `1h30m`, `2d`, `500ms`.
+pub fn parse_span(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a span of time: say 90s, 10m, 1h30m or 2d");
+    let mut rest = text.trim();
+    let mut total: u64 = 0;
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let word = &rest[digits..];
+        let end = word.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(word.len());
+        let unit: u64 = match &word[..end] {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" | "min" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(wrong()),
+        };
+        total = number.checked_mul(unit).and_then(|ms| total.checked_add(ms)).ok_or_else(wrong)?;
+        rest = &word[end..];
+    }
+    // A century is enough, and keeps every deadline computable.
+    if total > 100 * 366 * 86_400_000 {
+        return Err(wrong());
+    }
+    Ok(Duration::from_millis(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures() {
+        assert_eq!(size(0), "0 B");
+        assert_eq!(size(1_572_864), "1.5 MiB");
+        assert_eq!(rate(999), "999 bit/s");
+        assert_eq!(rate(8_000_000), "8.0 Mbit/s");
+        assert_eq!(rate(999_999_999), "1.0 Gbit/s");
+        assert_eq!(span(450), "450 ms");
+        assert_eq!(span(1_500), "1.5 s");
+        assert_eq!(span(185_000), "3 min 5 s");
+        assert_eq!(span(7_200_000), "2 h");
+        assert_eq!(span_short(3_599_000), "59 min");
+        assert_eq!(percent(1, 3), "33.3 %");
+        assert_eq!(percent(99_999, 100_000), "99.9 %");
+        assert_eq!(percent(5, 0), "-");
+        assert_eq!(saved(25, 100), "75.0 %");
+        assert_eq!(saved(200, 100), "0 %");
+        assert_eq!(count(1, "disk"), "1 disk");
+        assert_eq!(count(0, "disk"), "0 disks");
+    }
+
+    #[test]
+    fn ages() {
+        let now: Moment = "2026-11-22T19:00:00Z".parse().unwrap();
+        let at = |text: &str| text.parse::<Moment>().unwrap();
+        assert_eq!(age(at("2026-11-22T18:57:00Z"), now), "3 min ago");
+        assert_eq!(age(at("2026-11-22T19:05:00Z"), now), "just now");
+        assert_eq!(age(at("2026-11-19T19:00:00Z"), now), "3 d ago");
+        assert_eq!(moment(now), "2026-11-22 19:00:00 UTC");
+    }
+
+    #[test]
+    fn spans_in() {
+        assert_eq!(parse_span("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(parse_span("1h30m"), Ok(Duration::from_secs(5_400)));
+        assert_eq!(parse_span("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_span("2d"), Ok(Duration::from_secs(172_800)));
+        for bad in ["", "10", "m", "10x", "-5s", "1.5h", "99999999999999999999s", "999999999d", "5s ", "1 h"]
+        {
+            if bad == "5s " {
+                assert!(parse_span(bad).is_ok());
+            } else {
+                assert!(parse_span(bad).is_err(), "{bad}");
+            }
+        }
+    }
+}

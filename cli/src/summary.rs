@@ -1,0 +1,254 @@
+//! A session for people: one row of a list, and the whole story of one run.
+//!
+//! Pure rendering. `saved` is always said against something: what was read, or what had changed.
+
+use vbr_api::{Session, SessionState, StageLoad};
+
+use crate::human;
+use crate::output::View;
+use crate::table::{Cell, Facts, Table, Tone, section};
+
+/// A state with its colour.
+pub fn state_cell(state: SessionState) -> Cell {
+    let tone = match state {
+        SessionState::Succeeded => Tone::Good,
+        SessionState::Running | SessionState::Pending => Tone::Plain,
+        SessionState::Waiting | SessionState::Suspended | SessionState::Warning => Tone::Watch,
+        SessionState::Failed | SessionState::Cancelled => Tone::Bad,
+    };
+    Cell::toned(state.as_str(), tone)
+}
+
+/// Sessions as a table.
+pub fn sessions(sessions: &[Session], view: &View) -> String {
+    let columns = [
+        "SESSION",
+        "JOB",
+        "+PEER",
+        "STATE",
+        "STARTED",
+        ">TIME",
+        ">DONE",
+        ">READ",
+        ">CHANGED",
+        ">SENT",
+        ">+RATE",
+        ">+RESUMED",
+        "+MODE",
+        "RESTORE POINT",
+    ];
+    let mut table = Table::new(view, &columns);
+    for session in sessions {
+        table.row(vec![
+            session.session.as_str().into(),
+            session.job.as_str().into(),
+            session.peer.as_str().into(),
+            state_cell(session.state),
+            human::age(session.started_at, view.now).into(),
+            human::span_short(elapsed_ms(session, view)).into(),
+            done(session).into(),
+            human::size(session.bytes.read).into(),
+            human::size(session.bytes.changed).into(),
+            human::size(session.bytes.sent_wire).into(),
+            human::rate(session.rate_wire_bps).into(),
+            session.resumed.to_string().into(),
+            session.mode.as_str().into(),
+            session.restore_point.clone().unwrap_or_default().into(),
+        ]);
+    }
+    table.finish()
+}
+
+/// One session at length: `session show`, and the end of `job run --wait`.
+pub fn session(session: &Session, view: &View) -> String {
+    let bytes = &session.bytes;
+    let mut facts = Facts::new();
+    facts
+        .add("Session", session.session.as_str())
+        .add("Job", format!("{} to {}", session.job, session.peer))
+        .add("State", state_words(session))
+        .add("Mode", format!("{}, disks read {}", session.mode, transport_words(&session.transport_mode)))
+        .add("Virtual", human::size(bytes.virtual_))
+        .add("Read", human::size(bytes.read))
+        .add("Changed", changed_words(session))
+        .add("Sent on the wire", sent_words(session))
+        .add("Saved", saved_words(session))
+        .add("Time", time_words(session, view));
+    if !session.state.is_over() {
+        facts.add("Rate", human::rate(session.rate_wire_bps));
+        facts.add_some("Left", session.eta_ms.map(|ms| format!("about {}", human::span(ms))));
+    }
+    facts.add_some("Bottleneck", session.bottleneck.clone());
+    if view.wide {
+        facts.add("Stage load", load_words(&session.stage_load_percent));
+        let chunks = &session.chunks;
+        facts.add(
+            "Chunks",
+            format!(
+                "{}: {} unchanged, {} known, {} delta, {} literal",
+                chunks.total, chunks.unchanged, chunks.known, chunks.delta, chunks.literal
+            ),
+        );
+    }
+    facts.add("Restore point", point_words(session));
+    facts.add_all("Warnings", session.warnings.iter().cloned());
+    if let Some(error) = &session.error {
+        facts.add_all("Error", [format!("{}: {}", error.what, error.why), error.next_step.clone()]);
+    }
+    let mut text = facts.finish();
+    if !session.disks.is_empty() {
+        text.push_str(&section("Disks", &disks(session, view)));
+    }
+    text
+}
+
+/// Milliseconds a session took, or takes so far.
+pub fn elapsed_ms(session: &Session, view: &View) -> u64 {
+    human::between(session.started_at, session.ended_at.unwrap_or(view.now))
+}
+
+/// How much of the disks is settled.
+pub fn done(session: &Session) -> String {
+    let whole: u64 = session.disks.iter().map(|disk| disk.virtual_bytes).sum();
+    let part: u64 = session.disks.iter().map(|disk| disk.processed_bytes).sum();
+    human::percent(part, whole)
+}
+
+fn disks(session: &Session, view: &View) -> String {
+    let columns = ["#", "PATH", "FORMAT", ">VIRTUAL", ">DONE", ">READ", ">CHANGED", ">SENT", "+SNAPSHOT"];
+    let mut table = Table::new(view, &columns);
+    for (number, disk) in session.disks.iter().enumerate() {
+        table.row(vec![
+            number.to_string().into(),
+            disk.path.as_str().into(),
+            disk.format.as_str().into(),
+            human::size(disk.virtual_bytes).into(),
+            human::percent(disk.processed_bytes, disk.virtual_bytes).into(),
+            human::size(disk.read_bytes).into(),
+            human::size(disk.changed_bytes).into(),
+            human::size(disk.sent_bytes).into(),
+            disk.snapshot.as_str().into(),
+        ]);
+    }
+    table.finish()
+}
+
+fn state_words(session: &Session) -> String {
+    let mut words = session.state.as_str().to_string();
+    match session.state {
+        SessionState::Waiting => words.push_str(" for the link or the target; it goes on by itself"),
+        SessionState::Suspended => words.push_str(" at a durable position; it goes on when vbrd does"),
+        _ => {}
+    }
+    match session.resumed {
+        0 => {}
+        1 => words.push_str(", resumed once"),
+        times => words.push_str(&format!(", resumed {times} times")),
+    }
+    words
+}
+
+fn transport_words(mode: &str) -> &str {
+    match mode {
+        "direct" => "directly",
+        "network" => "over the network (NBD)",
+        other => other,
+    }
+}
+
+fn changed_words(session: &Session) -> String {
+    let bytes = &session.bytes;
+    let mut parts = Vec::new();
+    for (figure, words) in [
+        (bytes.deduplicated, "known to the target"),
+        (bytes.zero, "zero"),
+        (bytes.freed, "freed"),
+        (bytes.delta_base, "sent as deltas"),
+    ] {
+        if figure > 0 {
+            parts.push(format!("{} {words}", human::size(figure)));
+        }
+    }
+    let changed = human::size(bytes.changed);
+    if parts.is_empty() { changed } else { format!("{changed} ({})", parts.join(", ")) }
+}
+
+fn sent_words(session: &Session) -> String {
+    let bytes = &session.bytes;
+    let mut words =
+        format!("{}, received {}", human::size(bytes.sent_wire), human::size(bytes.received_wire));
+    if bytes.resent > 0 {
+        words.push_str(&format!(", {} of it resent", human::size(bytes.resent)));
+    }
+    words
+}
+
+fn saved_words(session: &Session) -> String {
+    let bytes = &session.bytes;
+    format!(
+        "{} of what was read, {} of what had changed",
+        human::saved(bytes.sent_wire, bytes.read),
+        human::saved(bytes.sent_wire, bytes.changed)
+    )
+}
+
+fn time_words(session: &Session, view: &View) -> String {
+    let elapsed = human::span(elapsed_ms(session, view));
+    format!("{elapsed}, started {}", human::moment(session.started_at))
+}
+
+fn point_words(session: &Session) -> String {
+    let consistency = match session.consistent {
+        Some(true) => ", consistent",
+        Some(false) => ", NOT consistent: its disks do not show one moment",
+        None => "",
+    };
+    match (&session.restore_point, session.state.is_over()) {
+        (Some(point), _) => format!("{point}{consistency}"),
+        (None, true) => "none".into(),
+        (None, false) => "not yet".into(),
+    }
+}
+
+fn load_words(load: &StageLoad) -> String {
+    let source = format!(
+        "source host {} %, mover {} %, accelerator {} %",
+        load.source_host, load.source_mover, load.source_accelerator
+    );
+    let target = format!(
+        "target accelerator {} %, mover {} %, host {} %",
+        load.target_accelerator, load.target_mover, load.target_host
+    );
+    format!("{source}; network {} %; {target}", load.network)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finished_session_reads_well() {
+        let text = r#"{"session":"s1","job":"web","peer":"dr","state":"warning","started_at":"2026-11-22T19:00:00Z",
+            "ended_at":"2026-11-22T19:00:12Z","disks":[],"bytes":{"virtual":1073741824,"read":1073741824,"changed":33554432,
+            "zero":0,"freed":0,"deduplicated":1048576,"delta_base":0,"sent_payload":1,"sent_wire":8388608,"received_wire":4096,"resent":0},
+            "chunks":{"total":1,"unchanged":0,"known":0,"delta":0,"literal":1},"rate_wire_bps":0,"eta_ms":null,
+            "stage_load_percent":{"source_host":1,"source_mover":2,"source_accelerator":3,"network":99,"target_accelerator":4,"target_mover":5,"target_host":6},
+            "bottleneck":"network","mode":"incremental","transport_mode":"direct","resumed":1,"restore_point":"p1","consistent":false,
+            "warnings":["look"],"error":null}"#;
+        let parsed: Session = serde_json::from_str(text).unwrap();
+        let view = View { wide: true, color: false, now: "2026-11-22T20:00:00Z".parse().unwrap() };
+        let shown = session(&parsed, &view);
+        for part in [
+            "State             warning, resumed once",
+            "Changed           32.0 MiB (1.0 MiB known to the target)",
+            "Sent on the wire  8.0 MiB, received 4.0 KiB",
+            "Saved             99.2 % of what was read, 75.0 % of what had changed",
+            "Time              12 s, started 2026-11-22 19:00:00 UTC",
+            "Restore point     p1, NOT consistent",
+            "Warnings          look",
+            "network 99 %",
+        ] {
+            assert!(shown.contains(part), "{part:?} in\n{shown}");
+        }
+    }
+}

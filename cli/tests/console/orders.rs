@@ -1,0 +1,281 @@
+//! Orders and lists: streams, forms, error mapping, idempotence, confirmation.
+
+use crate::fake::{Answer, Fake, Request, error, ok};
+use crate::samples;
+
+/// Most of the API, in good health.
+pub fn healthy(request: &Request) -> Answer {
+    let list = |item: String| ok(samples::list(&[item]));
+    match request.line.as_str() {
+        "GET /v1/status" => ok(samples::status()),
+        "GET /v1/peers" => ok(samples::list(&[samples::peer("dr", true), samples::peer("hq", false)])),
+        "GET /v1/peers/dr" | "POST /v1/peers/join" => ok(samples::peer("dr", true)),
+        "POST /v1/peers/invite" => ok(r#"{"schema":1,"code":"vbr1-abc","expires_at":"2099-01-01T00:00:00Z"}"#),
+        "GET /v1/jobs" => list(samples::job("web")),
+        "GET /v1/jobs/web" | "POST /v1/jobs/web/disable" => ok(samples::job("web")),
+        "POST /v1/jobs" if request.body.contains("\"new\"") => Answer::Json(201, samples::job("new")),
+        "POST /v1/jobs" => ok(samples::job("web")),
+        "GET /v1/jobs/web/history" | "GET /v1/sessions" => list(samples::session("warning", 10_737_418_240)),
+        "GET /v1/jobs/web/plan" => ok(
+            r#"{"schema":1,"job":"web","mode":"incremental","virtual_bytes":10737418240,"read_bytes":10737418240,"changed_bytes":268435456,"zero_bytes":0,"known_bytes":167772160,"unseen_bytes":100663296,"send_bytes":41943040,"duration_ms":42000,"retires":["20261101t000000z-0001"]}"#,
+        ),
+        "DELETE /v1/jobs/web" => Answer::Json(204, String::new()),
+        "GET /v1/hosts" => list(r#"{"name":"local","driver":"disk","directories":["/srv/vm"]}"#.into()),
+        "POST /v1/hosts" => Answer::Json(201, r#"{"schema":1,"name":"lab","driver":"disk","directories":[]}"#.into()),
+        "GET /v1/vms" | "GET /v1/vms?host=local" => list(
+            r#"{"host":"local","name":"shop","disks":[{"path":"/srv/vm/a.img","format":"raw"},{"path":"/srv/vm/swap.img","format":"raw"}],"virtual_bytes":10737418240,"formats":["raw"],"jobs":["web"]}"#.into(),
+        ),
+        "GET /v1/repositories" => list(repository()),
+        "GET /v1/repositories/web" => ok(repository()),
+        "POST /v1/repositories/web/verify" => ok(repository_report("differs")),
+        "POST /v1/repositories/web/rebuild" => ok(repository_report("rebuilt")),
+        "GET /v1/replicas" => list(samples::replica()),
+        "GET /v1/replicas/one?replica=branch%2Fweb" => ok(samples::replica()),
+        "POST /v1/replicas/verify?replica=web" => ok(samples::list(&[samples::report(true), samples::report(false)])),
+        "GET /v1/restore-points?replica=web" | "GET /v1/restore-points?replica=branch%2Fweb" => {
+            list(samples::point(10_737_418_240))
+        }
+        "GET /v1/restore-points/one?point=web%40latest" => ok(samples::point(10_737_418_240)),
+        "POST /v1/restore-points/verify?point=web%40latest" => ok(samples::report(true)),
+        "POST /v1/restore-points/verify?point=bad%40latest" => ok(samples::report(false)),
+        "GET /v1/cache" => ok(
+            r#"{"schema":1,"size_bytes":10737418240,"used_bytes":5368709120,"packs":80,"chunks":81920,"lookups":1000,"hits":400,"reads":400,"bad_records":0,"evicted_packs":2,"footer_hits":90,"footer_misses":10,"disk_locations":163840}"#,
+        ),
+        "GET /v1/config" => ok(r#"{"schema":1,"file":"/etc/vbr/vbrd.toml","toml":"[site]\nname = \"branch\"\n"}"#),
+        "GET /v1/jobs/forbidden" => error(403, "not_allowed"),
+        "GET /v1/jobs/conflict" => error(409, "conflict"),
+        "GET /v1/jobs/invalid" => error(400, "invalid"),
+        "GET /v1/jobs/broken" => Answer::Json(500, "oops".into()),
+        "GET /v1/jobs/busy" => error(503, "draining"),
+        "GET /v1/jobs/silent" => Answer::HangUp,
+        "GET /v1/jobs/odd" => ok("no JSON"),
+        _ => error(404, "not_found"),
+    }
+}
+
+fn repository() -> String {
+    r#"{"schema":1,"job":"web","peer":"dr","disks":[{"path":"/srv/vm/web.img","virtual_bytes":10737418240,"root":"0123456789abcdef0123456789abcdef","pages":160}],"restore_point":"20261122t190042z-3fa2","state":"ok"}"#.into()
+}
+
+fn repository_report(state: &str) -> String {
+    format!(
+        r#"{{"schema":1,"job":"web","state":"{state}","pages_checked":160,"pages_bad":0,"received_bytes":20480,"restore_point":"20261122t190042z-3fa2"}}"#
+    )
+}
+
+#[test]
+fn errors_become_exit_statuses() {
+    let fake = Fake::start(healthy);
+    for (name, code) in [
+        ("missing", 5),
+        ("forbidden", 4),
+        ("conflict", 1),
+        ("invalid", 2),
+        ("broken", 1),
+        ("busy", 1),
+        ("silent", 1),
+        ("odd", 1),
+    ] {
+        let run = fake.run(&["job", "show", name]);
+        assert_eq!(run.code, code, "{name}: {run:?}");
+        assert!(run.out.is_empty(), "{name}: {run:?}");
+        assert_eq!(run.err.lines().count(), 3, "{name}: {run:?}");
+        let run = fake.run(&["job", "show", name, "-o", "json"]);
+        assert_eq!(run.code, code, "{name}: {run:?}");
+        let error: serde_json::Value = serde_json::from_str(&run.err).unwrap();
+        assert_eq!(error["schema"], 1);
+        for field in ["code", "what", "why", "next_step"] {
+            assert!(error["error"][field].is_string(), "{name}: {error}");
+        }
+        assert!(error["error"]["retry"].is_boolean());
+    }
+    let run = fake.run(&["job", "show", "missing"]);
+    assert_eq!(run.err, "error: It failed\n  why:  the reason\n  next: the step\n");
+}
+
+#[test]
+fn usage_errors_are_two_in_both_forms() {
+    let fake = Fake::start(healthy);
+    for words in [
+        &["job", "create", "web", "--disk", "/a,size=3", "--target", "dr"][..],
+        &["job", "create", "web", "--disk", "/a", "--target", "dr", "--every", "15m"],
+        &["job", "create", "web", "--disk", "/a", "--vm", "local/x", "--target", "dr"],
+        &["job", "run", "web", "--timeout", "5"],
+        &["job", "run", "web", "--timeout", "5m"],
+        &["restore-point", "show", "web"],
+        &["nonsense"],
+    ] {
+        assert_eq!(fake.run(words).code, 2, "{words:?}");
+        let run = fake.run(&[words, &["-o", "json"]].concat());
+        assert_eq!(run.code, 2);
+        let error: serde_json::Value = serde_json::from_str(&run.err).unwrap();
+        assert_eq!(error["error"]["code"], "usage", "{words:?}");
+    }
+    assert!(fake.seen.lock().unwrap().is_empty());
+}
+
+#[test]
+fn no_vbrd_says_how_to_start_it() {
+    let fake = Fake::start(healthy);
+    std::fs::remove_file(fake.socket()).unwrap();
+    let run = fake.run(&["status"]);
+    assert_eq!(run.code, 1);
+    assert!(
+        run.err.contains("there is no such socket") && run.err.contains("systemctl start vbrd"),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn the_socket_comes_from_the_environment_too() {
+    let fake = Fake::start(healthy);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vbrctl"));
+    command.env("VBR_SOCKET", fake.socket()).args(["job", "list"]);
+    assert!(command.output().unwrap().status.success());
+}
+
+#[test]
+fn invite_prints_the_code_alone() {
+    let fake = Fake::start(healthy);
+    let run = fake.run(&["peer", "invite", "--for", "30m"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "vbr1-abc\n"));
+    assert!(run.err.contains("peer join CODE") && !run.err.contains("vbr1-abc"), "{run:?}");
+    assert!(fake.seen.lock().unwrap()[0].body.contains("1800000"));
+    let run = fake.run(&["peer", "invite", "-o", "json"]);
+    assert_eq!((run.json()["code"].as_str(), run.json()["schema"].as_u64()), (Some("vbr1-abc"), Some(1)));
+    assert!(run.err.is_empty());
+}
+
+#[test]
+fn create_is_idempotent_and_sends_absolute_paths() {
+    let fake = Fake::start(healthy);
+    let run = fake.run(&[
+        "job",
+        "create",
+        "new",
+        "--disk",
+        "a,,b.img,format=qcow2",
+        "--target",
+        "dr",
+        "--keep",
+        "14",
+    ]);
+    assert_eq!((run.code, run.out.as_str()), (0, "job new created\n"), "{run:?}");
+    let body: serde_json::Value = serde_json::from_str(&fake.seen.lock().unwrap()[0].body).unwrap();
+    let path = std::fs::canonicalize(fake.dir.path()).unwrap().join("a,b.img");
+    assert_eq!(body["disks"][0]["path"], path.to_str().unwrap());
+    assert_eq!(body["disks"][0]["format"], "qcow2");
+    assert_eq!((&body["keep"], &body["enabled"]), (&14.into(), &true.into()));
+    let run = fake.run(&["job", "create", "web", "--disk", "/srv/vm/web.img", "--target", "dr"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "job web unchanged\n"));
+}
+
+#[test]
+fn an_exported_definition_is_accepted() {
+    let fake = Fake::start(healthy);
+    let run = fake.run(&["job", "export", "web"]);
+    std::fs::write(fake.path("web.toml"), &run.out).unwrap();
+    let run = fake.run(&["job", "create", "--from", "web.toml"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "job web unchanged\n"), "{run:?}");
+    let seen = fake.seen.lock().unwrap();
+    let body: serde_json::Value = serde_json::from_str(&seen[1].body).unwrap();
+    assert_eq!(body["disks"][0]["path"], "/srv/vm/web.img");
+    assert_eq!((&body["target"], &body["keep"]), (&"dr".into(), &14.into()));
+}
+
+#[test]
+fn excluding_names_the_other_disks() {
+    let fake = Fake::start(healthy);
+    let vm = ["job", "create", "new", "--vm", "local/shop", "--target", "dr", "--exclude"];
+    let run = fake.run(&[&vm[..], &["swap.img"]].concat());
+    assert_eq!(run.code, 0, "{run:?}");
+    let body: serde_json::Value = serde_json::from_str(&fake.seen.lock().unwrap()[1].body).unwrap();
+    assert_eq!(body["disks"].as_array().unwrap().len(), 1);
+    assert_eq!(body["disks"][0]["path"], "/srv/vm/a.img");
+    assert_eq!(fake.run(&[&vm[..], &["other.img"]].concat()).code, 2);
+}
+
+#[test]
+fn a_script_is_not_asked_and_no_input_wants_yes() {
+    let fake = Fake::start(healthy);
+    let run = fake.run(&["job", "remove", "web", "--no-input"]);
+    assert_eq!(run.code, 2, "{run:?}");
+    assert!(run.err.contains("--yes"), "{run:?}");
+    assert!(fake.seen.lock().unwrap().is_empty());
+    assert_eq!(fake.run(&["job", "remove", "web"]).code, 0);
+    let run = fake.run(&["job", "remove", "web", "--yes", "--no-input"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "job web removed\n"));
+    let run = fake.run(&["job", "remove", "web", "--yes", "-o", "json"]);
+    assert_eq!((run.code, &run.json()["removed"][0]), (0, &"web".into()));
+}
+
+#[test]
+fn verification_decides_the_exit_status() {
+    let fake = Fake::start(healthy);
+    assert_eq!(fake.run(&["restore-point", "verify", "web@latest"]).code, 0);
+    let run = fake.run(&["restore-point", "verify", "bad@latest"]);
+    assert_eq!(run.code, 1);
+    assert!(run.out.contains("1048576") && run.err.contains("damaged"), "{run:?}");
+    let run = fake.run(&["replica", "verify", "web", "-o", "json"]);
+    assert_eq!((run.code, run.json()["items"].as_array().unwrap().len()), (1, 2));
+    assert_eq!(fake.run(&["repository", "verify", "web"]).code, 1);
+    assert_eq!(fake.run(&["repository", "rebuild", "web"]).code, 0);
+}
+
+#[test]
+fn forms_of_a_list() {
+    let fake = Fake::start(healthy);
+    let run = fake.run(&["session", "list", "-o", "json"]);
+    // Fields that this vbrctl does not know pass through.
+    assert_eq!(run.json()["items"][0]["a_later_field"]["x"], 1);
+    let run = fake.run(&["peer", "list", "-o", "jsonl"]);
+    let lines: Vec<serde_json::Value> =
+        run.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert!(lines.iter().all(|line| line["schema"] == 1));
+    let narrow = fake.run(&["peer", "list"]).out;
+    let wide = fake.run(&["peer", "list", "-o", "wide"]).out;
+    assert!(!narrow.contains("PEER ID") && wide.contains("PEER ID"));
+    assert!(!narrow.contains('\x1b'));
+    let all = fake.run(&["restore-point", "list", "-o", "json"]);
+    assert_eq!(all.json()["items"][0]["id"], "20261122t190042z-3fa2");
+}
+
+#[test]
+fn completions_and_man_pages() {
+    let fake = Fake::start(healthy);
+    for shell in ["bash", "zsh", "fish"] {
+        let run = fake.run(&["completion", shell]);
+        assert!(run.code == 0 && run.out.contains("restore-point"), "{shell}");
+    }
+    assert_eq!(fake.run(&["man", fake.path("man").to_str().unwrap()]).code, 0);
+    let pages = crate::fake::left_in(&fake.path("man"));
+    assert!(pages.contains(&"vbrctl-job-create.1".to_string()), "{pages:?}");
+}
+
+#[test]
+fn a_closed_pipe_is_no_drama() {
+    use std::process::Stdio;
+    let fake = Fake::start(healthy);
+    let mut child =
+        fake.command(&["completion", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_configuration_is_checked_by_the_vbrd_beside() {
+    use std::os::unix::fs::PermissionsExt;
+    let fake = Fake::start(healthy);
+    std::fs::copy(env!("CARGO_BIN_EXE_vbrctl"), fake.path("vbrctl")).unwrap();
+    let script = "#!/bin/sh\n[ \"$1 $2\" = 'check-config --config' ] && grep -q good \"$3\"\n";
+    std::fs::write(fake.path("vbrd"), script).unwrap();
+    std::fs::set_permissions(fake.path("vbrd"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    for (text, code) in [("good", 0), ("bad", 1)] {
+        std::fs::write(fake.path("c.toml"), text).unwrap();
+        let mut command = std::process::Command::new(fake.path("vbrctl"));
+        command.args(["config", "validate"]).arg(fake.path("c.toml"));
+        assert_eq!(crate::fake::Run::of(command.output().unwrap()).code, code, "{text}");
+    }
+}

@@ -1,0 +1,18 @@
+//! The harness: two sites on one machine, a shaped link between them, disks, faults and figures.
+//!
+//! Everything here drives the real `vbrd` and `vbrctl` from outside; nothing links the appliance.
+//! The suites are in `tests/tests/`, the tools in `tests/src/bin/`; README.md says how to run each.
+
+pub mod bench;
+pub mod counter;
+pub mod disk;
+pub mod fault;
+pub mod link;
+pub mod measure;
+pub mod mount;
+pub mod process;
+pub mod report;
+pub mod site;
+pub mod work;
+pub mod workload;
+pub mod world;
