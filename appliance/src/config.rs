@@ -93,6 +93,17 @@ pub struct DatastoreSection {
     pub reserve_bytes: u64,
 }
 
+/// Section `accelerator`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcceleratorSection {
+    /// Memory of the content anchors, at a source.
+    pub anchor_memory_bytes: usize,
+    /// Memory of the index of 4 KiB blocks, at a target.
+    pub block_memory_bytes: usize,
+    /// A source keeps what it sends in its cache, as bases for later.
+    pub keep_sent: bool,
+}
+
 /// `[cache]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheSection {
@@ -149,6 +160,8 @@ pub struct Config {
     pub log: LogSection,
     /// Memory of RocksDB's block cache and write buffers, bytes.
     pub database_memory_bytes: usize,
+    /// The WAN accelerator's part.
+    pub accelerator: AcceleratorSection,
 }
 
 /// What came in besides the file: flags and environment, injected so that tests need neither.
@@ -255,7 +268,7 @@ impl Config {
     /// Sections that differ from `new` and take effect only after a restart.
     pub fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
         let wire = |c: &Config| (c.wire.listen.clone(), c.wire.advertise.clone(), c.wire.transport);
-        let checks: [(&'static str, bool); 9] = [
+        let checks: [(&'static str, bool); 10] = [
             ("--state", self.state != new.state),
             ("site.name", self.site != new.site),
             ("wire.listen, wire.advertise, wire.transport", wire(self) != wire(new)),
@@ -265,6 +278,7 @@ impl Config {
             ("api.socket", self.socket != new.socket),
             ("log.format", self.log.format != new.log.format),
             ("memory.database", self.database_memory_bytes != new.database_memory_bytes),
+            ("accelerator", self.accelerator != new.accelerator),
         ];
         checks.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }

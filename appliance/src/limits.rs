@@ -14,10 +14,6 @@ pub const CONTROL_BYTES_MAX: usize = 1024 * 1024;
 
 /// Plain bytes in one batch: one zstd frame.
 pub const BATCH_PLAIN_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// A batch is closed when its compressed form has grown past this.
-pub const BATCH_STORED_BYTES_TARGET: usize = 1024 * 1024;
-/// The same where data does not shrink.
-pub const BATCH_RAW_BYTES_TARGET: usize = 512 * 1024;
 /// Payload bytes a source may have sent that the target has not yet called durable: the most that a
 /// cut link makes it send again.
 pub const CREDIT_BYTES: u64 = 3 * 1024 * 1024 + 512 * 1024;
@@ -40,8 +36,8 @@ pub const GROUP_COMMIT_BYTES: u64 = 4 * 1024 * 1024;
 pub const GROUP_COMMIT_DELAY: Duration = Duration::from_millis(50);
 /// Size of a full pack.
 pub const PACK_BYTES: u64 = 64 * 1024 * 1024;
-/// Smallest cache that works: open pack, pinned packs, one to evict.
-pub const CACHE_BYTES_MIN: u64 = 256 * 1024 * 1024;
+/// Smallest cache that works: open pack, pinned packs, one to evict. Packs of a small cache are small.
+pub const CACHE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
 /// A building point is flushed and its cursor made durable at least this often while data comes in.
 pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
@@ -80,3 +76,31 @@ pub const DATABASE_MEMORY_BYTES: usize = 64 * 1024 * 1024;
 
 /// Finished sessions kept in the history of a job.
 pub const HISTORY_SESSIONS_MAX: usize = 1000;
+
+/// Bytes of a batch's reference prefix: three times the largest batch.
+pub const PREFIX_BYTES_MAX: usize = 3 * BATCH_PLAIN_BYTES_MAX;
+/// Bases offered in one probe.
+pub const PROBE_BASES_MAX: usize = 4096;
+/// Chunks whose blocks are offered in one probe.
+pub const PROBE_CHUNKS_MAX: usize = 1024;
+/// Probes on their way; as many as there are open pages.
+pub const PROBES_OPEN_MAX: usize = PAGES_OPEN_MAX;
+/// Offered bases that both ends remember the number of, newest (16 bytes each at the target).
+pub const HELD_BASES_MAX: usize = 64 * 1024;
+/// Verified chunks that a session keeps in memory because the next batch may use them too (64 KiB each).
+pub const BASES_IN_MEMORY_MAX: usize = 128;
+/// Pages of ids that a session keeps at hand to look up bases (32 KiB each).
+pub const BASE_PAGES_IN_MEMORY_MAX: usize = 64;
+/// Memory of the content anchors where `accelerator.anchor_memory` does not say.
+pub const ANCHOR_MEMORY_BYTES: usize = 64 * 1024 * 1024;
+/// Memory of the target's index of 4 KiB blocks where `accelerator.block_memory` does not say.
+pub const BLOCK_MEMORY_BYTES: usize = 128 * 1024 * 1024;
+/// Stored bytes of one batch: with its recipe it fits a message.
+pub const BATCH_STORED_BYTES_MAX: usize = 1536 * 1024;
+/// Chunks in one batch.
+pub const BATCH_ENTRIES_MAX: usize = 4096;
+
+/// Volumes that a restore point's record tells of, over all disks.
+pub const VOLUME_NOTES_MAX: usize = 1024;
+/// Bytes of text in one of those notes.
+pub const VOLUME_NOTE_BYTES_MAX: usize = 1024;

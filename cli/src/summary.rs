@@ -79,6 +79,7 @@ pub fn session(session: &Session, view: &View) -> String {
         facts.add_some("Left", session.eta_ms.map(|ms| format!("about {}", human::span(ms))));
     }
     facts.add_some("Bottleneck", session.bottleneck.clone());
+    facts.add_some("Compression", session.compression.as_ref().map(compression_words));
     if view.wide {
         facts.add("Stage load", load_words(&session.stage_load_percent));
         let chunks = &session.chunks;
@@ -90,6 +91,9 @@ pub fn session(session: &Session, view: &View) -> String {
             ),
         );
     }
+    for disk in session.disks.iter().filter(|disk| !disk.volumes.is_empty()) {
+        facts.add_all("Free space", disk.volumes.iter().map(volume_words));
+    }
     facts.add("Restore point", point_words(session));
     facts.add_all("Warnings", session.warnings.iter().cloned());
     if let Some(error) = &session.error {
@@ -100,6 +104,23 @@ pub fn session(session: &Session, view: &View) -> String {
         text.push_str(&section("Disks", &disks(session, view)));
     }
     text
+}
+
+fn compression_words(compression: &vbr_api::Compression) -> String {
+    let bases = if compression.bases { "with bases" } else { "without bases" };
+    format!(
+        "{} (zstd {}, batches of {}, {bases}): {}",
+        compression.effort,
+        compression.level,
+        human::size(compression.batch_bytes),
+        compression.reason
+    )
+}
+
+/// What became of a volume's free space.
+pub fn volume_words(volume: &vbr_api::DiskVolume) -> String {
+    let skipped = human::size(volume.skipped_bytes);
+    format!("{} ({}): {skipped}, {}", volume.name, volume.kind, volume.reason)
 }
 
 /// Milliseconds a session took, or takes so far.

@@ -30,6 +30,40 @@ pub struct DiskSpec {
     pub format: DiskFormat,
 }
 
+/// What is done with space that the file systems inside a disk have freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FreeSpace {
+    /// It travels like everything else.
+    #[default]
+    Keep,
+    /// It reads as zeroes in the replica, where the file system's maps are proven consistent for the
+    /// snapshot.
+    Auto,
+}
+
+impl FreeSpace {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// A volume inside a disk, and what became of its free space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskVolume {
+    /// `partition 1`, `whole disk`, `vg0/root`.
+    pub name: String,
+    /// `ext4`, `xfs`, `ntfs`, `swap`, … or `unknown`.
+    pub kind: String,
+    /// Bytes that did not travel.
+    pub skipped_bytes: u64,
+    /// What was skipped on what proof, or why it was kept.
+    pub reason: String,
+}
+
 /// A job's definition: `POST /v1/jobs`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +79,9 @@ pub struct JobSpec {
     /// Restore points the target is asked to keep; the target's minimum age wins over it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<u32>,
+    /// `keep`, or `auto`: free space inside the disks need not travel.
+    #[serde(default)]
+    pub free_space: FreeSpace,
     #[serde(default = "enabled_by_default")]
     pub enabled: bool,
 }
@@ -146,7 +183,25 @@ pub struct Session {
     pub consistent: Option<bool>,
     /// What an operator should know although the session goes on or succeeded.
     pub warnings: Vec<String>,
+    /// The last decision on compression; none before a batch was made.
+    #[serde(default)]
+    pub compression: Option<Compression>,
     pub error: Option<ErrorBody>,
+}
+
+/// How hard the source works on what it sends, and why; chosen batch by batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Compression {
+    /// `fast`, `plain`, `balanced`, `best` or `hardest`.
+    pub effort: String,
+    /// zstd level.
+    pub level: i32,
+    /// Plain bytes in a batch.
+    pub batch_bytes: u64,
+    /// Whether bases at the other site are looked for.
+    pub bases: bool,
+    /// One sentence.
+    pub reason: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -161,6 +216,9 @@ pub struct SessionDisk {
     pub sent_bytes: u64,
     /// `clone` (a reflink clone) or `watch` (a change while reading is detected).
     pub snapshot: String,
+    /// Volumes inside it; only with `--free-space auto`.
+    #[serde(default)]
+    pub volumes: Vec<DiskVolume>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

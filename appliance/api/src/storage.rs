@@ -82,6 +82,9 @@ pub struct PointDisk {
     /// File that holds it here and the file's format.
     pub file: String,
     pub format: String,
+    /// Volumes inside it whose free space was looked at (`--free-space auto`).
+    #[serde(default)]
+    pub volumes: Vec<crate::DiskVolume>,
 }
 
 /// Answer of `POST /v1/restore-points/verify` and `/v1/replicas/verify`.

@@ -32,6 +32,9 @@ pub const KEYS: &[&str] = &[
     "log.level",
     "log.format",
     "memory.database",
+    "accelerator.anchor_memory",
+    "accelerator.block_memory",
+    "accelerator.keep_sent",
 ];
 
 type Text = Option<Spanned<String>>;
@@ -49,6 +52,7 @@ pub(super) struct File {
     pub api: Api,
     pub log: Log,
     pub memory: Memory,
+    pub accelerator: Accelerator,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -111,6 +115,14 @@ pub(super) struct Log {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Memory {
     pub database: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Accelerator {
+    pub anchor_memory: Text,
+    pub block_memory: Text,
+    pub keep_sent: Option<bool>,
 }
 
 /// Reads a file of bounded size.

@@ -43,6 +43,10 @@ pub(super) fn render(config: &Config) -> String {
     line(format!("format = {}", quoted(config.log.format.as_str())));
     line("\n[memory]".into());
     line(format!("database = \"{}B\"", config.database_memory_bytes));
+    line("\n[accelerator]".into());
+    line(format!("anchor_memory = \"{}B\"", config.accelerator.anchor_memory_bytes));
+    line(format!("block_memory = \"{}B\"", config.accelerator.block_memory_bytes));
+    line(format!("keep_sent = {}", config.accelerator.keep_sent));
     out
 }
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use super::values::{Checker, absolute, clean_name, multiaddr_fault, name_fault};
 use super::{
-    CacheSection, Config, DatastoreSection, LogSection, Overrides, RUNTIME_DEFAULT, STATE_DEFAULT,
-    SourceSection, Transport, WireSection, file,
+    AcceleratorSection, CacheSection, Config, DatastoreSection, LogSection, Overrides, RUNTIME_DEFAULT,
+    STATE_DEFAULT, SourceSection, Transport, WireSection, file,
 };
-use crate::limits::{CACHE_BYTES_MIN, DATABASE_MEMORY_BYTES};
+use crate::limits::{ANCHOR_MEMORY_BYTES, BLOCK_MEMORY_BYTES, CACHE_BYTES_MIN, DATABASE_MEMORY_BYTES};
 
 pub(super) const GIB: u64 = 1 << 30;
 pub(super) const MIB: u64 = 1 << 20;
@@ -80,9 +80,27 @@ pub(super) fn resolve(
             .as_ref()
             .and_then(|v| checker.size("memory.database", v, 8 * MIB, 0))
             .map_or(DATABASE_MEMORY_BYTES, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+        accelerator: accelerator(&raw.accelerator, checker),
         file: path.map(|p| absolute(&p)),
         state,
         runtime,
+    }
+}
+
+fn accelerator(raw: &file::Accelerator, checker: &mut Checker) -> AcceleratorSection {
+    let mut memory = |key: &str, value: Option<&toml::Spanned<String>>, default: usize| {
+        value
+            .and_then(|value| checker.size(key, value, MIB, 0))
+            .map_or(default, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
+    };
+    AcceleratorSection {
+        anchor_memory_bytes: memory(
+            "accelerator.anchor_memory",
+            raw.anchor_memory.as_ref(),
+            ANCHOR_MEMORY_BYTES,
+        ),
+        block_memory_bytes: memory("accelerator.block_memory", raw.block_memory.as_ref(), BLOCK_MEMORY_BYTES),
+        keep_sent: raw.keep_sent.unwrap_or(true),
     }
 }
 

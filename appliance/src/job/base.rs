@@ -101,6 +101,7 @@ pub async fn fetch(
         return Err(damaged(job, "the manifest that the target sent does not match its root").into());
     }
     let manifest = StoredManifest {
+        skipped: Vec::new(),
         point: String::new(),
         session: latest.session.clone(),
         tables: tables.clone(),

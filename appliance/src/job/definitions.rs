@@ -165,6 +165,7 @@ mod tests {
             disks: vec![disk],
             target: "dr".into(),
             keep: Some(14),
+            free_space: vbr_api::FreeSpace::Auto,
             enabled: true,
         }
     }

@@ -4,22 +4,26 @@
 //! target puts off (`retry`). What cannot be mended by waiting ends the session. A stop of the appliance
 //! leaves the session `suspended` with its record, its clone and the target's cursor in place.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use vbr_api::{JobSpec, Moment, Session, SessionState};
+use vbr_api::{FreeSpace, JobSpec, Moment, Session, SessionState};
 
 use super::base::{FoundBase, find_base, replica_state};
+use super::bases::Bases;
 use super::definitions::split_target;
+use super::free::DiskFree;
 use super::manager::Parts;
+use super::prepare::Probes;
 use super::records::SessionRecord;
 use super::replicate::{AttemptError, Base, Replication, replicate};
 use super::session::SessionHandle;
 use super::snapshot::{release, resolve};
 use super::source_state::SourceState;
+use crate::accelerator::effort::Controller;
 use crate::error::Problem;
 use crate::host::VmSnapshot;
 use crate::repository::manifest::PageTable;
@@ -45,6 +49,8 @@ pub struct Driver {
     pub(super) handle: Arc<SessionHandle>,
     pub(super) spec: JobSpec,
     pub(super) record: SessionRecord,
+    /// What of each disk does not travel.
+    pub(super) free: Arc<[DiskFree]>,
 }
 
 impl Driver {
@@ -54,6 +60,9 @@ impl Driver {
         let repository = self.parts.repository.clone();
         let (job, session) = (self.spec.name.clone(), self.record.session.session.clone());
         let over = !matches!(end, End::Suspended);
+        if over {
+            self.parts.anchors.discard(&self.record.session.session); // What was not sealed.
+        }
         self.handle.update(|s| {
             s.ended_at = over.then(Moment::now);
             match end {
@@ -202,7 +211,9 @@ impl Driver {
         let job = self.spec.name.clone();
         let state = replica_state(&wire, &peer.peer_id, &job).await?;
         if let Some(latest) = state.latest.as_ref().filter(|l| l.session == self.record.session.session) {
-            return self.promote(&latest.point).await; // Sealed before; only the acknowledgement was lost.
+            // Sealed before; only the acknowledgement was lost, and with it what changed.
+            self.parts.anchors.sealed(&job, &self.record.session.session, |_, _| true);
+            return self.promote(&latest.point).await;
         }
         // After a root that did not match, everything is offered; what the target has is not sent.
         let latest = state.latest.as_ref().filter(|_| !without_base);
@@ -226,12 +237,33 @@ impl Driver {
             session.bytes.sent_wire = base.sent_wire + counters.sent_wire();
             session.bytes.received_wire = base.received_wire + counters.received_wire();
         });
+        self.note_line(&peer.peer_id, &ctx);
         let sealed = match result {
             Err(AttemptError::Cancelled) if ctx.stopped() => return Err(AttemptError::Cancelled),
             Err(AttemptError::Cancelled) => return Err(AttemptError::Lost("the channel closed".into())),
             other => other?,
         };
+        let done = ctx.clone();
+        let _ = tokio::task::spawn_blocking(move || done.bases.sealed(&done)).await;
         self.promote(&sealed.point).await
+    }
+
+    fn bases(&self, disks: usize) -> Bases {
+        let (anchors, cache) = (self.parts.anchors.clone(), self.parts.cache.clone());
+        Bases::new(anchors, cache, &self.spec.name, &self.record.session.session, disks)
+    }
+
+    /// What the line to a peer took the last time.
+    fn line(&self, peer: &str) -> Option<f64> {
+        self.parts.lines.lock().unwrap_or_else(PoisonError::into_inner).get(peer).copied()
+    }
+
+    fn note_line(&self, peer: &str, ctx: &Replication) {
+        let line = ctx.effort.lock().unwrap_or_else(PoisonError::into_inner).line();
+        if let Some(line) = line {
+            let mut lines = self.parts.lines.lock().unwrap_or_else(PoisonError::into_inner);
+            lines.insert(peer.to_string(), line);
+        }
     }
 
     /// The session's tables: those of the attempt before while its base stands, new ones otherwise.
@@ -271,6 +303,12 @@ impl Driver {
             state: SourceState::new(tables, built),
             allow_live: self.record.allow_live,
             torn: AtomicBool::new(torn),
+            free: self.free.clone(),
+            bases: self.bases(snapshot.disks.len()),
+            probes: Probes::default(),
+            preparing: AtomicUsize::new(0),
+            effort: Mutex::new(Controller::starting_from(self.line(&peer.peer_id))),
+            keep_sent: self.parts.keep_sent,
             compressors: self.parts.compressors.clone(),
             stop,
         });
@@ -289,7 +327,7 @@ impl Driver {
             replica: ctx.job.clone(),
             datastore: split_target(&self.spec.target).1.map(str::to_string),
             base: ctx.base.as_ref().map(|base| base.point.clone()),
-            snapshot_identity: ctx.snapshot.identity.clone(),
+            snapshot_identity: moment(&ctx.snapshot.identity, self.spec.free_space),
             snapshot_at_ms: self.record.snapshot_at_ms,
             disks: disks.collect(),
             keep: self.spec.keep,
@@ -333,6 +371,14 @@ impl Driver {
                 "the target could not be told; it discards the unfinished point at the next session"
             );
         }
+    }
+}
+
+/// Names what is read: the snapshot, and whether its free space is masked.
+fn moment(identity: &str, free_space: FreeSpace) -> String {
+    match free_space {
+        FreeSpace::Keep => identity.to_string(),
+        FreeSpace::Auto => format!("{identity} without free space"),
     }
 }
 

@@ -21,6 +21,8 @@ use super::driver::Driver;
 use super::records::{Records, SessionRecord};
 use super::session::SessionHandle;
 use super::snapshot::resolve;
+use crate::accelerator::anchors::AnchorStore;
+use crate::accelerator::global_cache::GlobalCache;
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::HostRegistry;
@@ -36,12 +38,32 @@ pub struct Parts {
     pub hosts: Arc<HostRegistry>,
     /// The backup repository.
     pub repository: Arc<SourceRepository>,
+    /// Where content was seen.
+    pub anchors: Arc<AnchorStore>,
+    /// The global cache.
+    pub cache: Arc<GlobalCache>,
+    /// Keep what is sent in it.
+    pub keep_sent: bool,
+    /// What the line to each peer was last seen to take, bytes a second.
+    pub(super) lines: Mutex<BTreeMap<String, f64>>,
     pub(super) records: Records,
     pub(super) compressors: Arc<Semaphore>,
     pub(super) slots: Arc<Semaphore>,
     /// The appliance stops.
     pub stop: CancellationToken,
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
+}
+
+/// What a source keeps.
+pub struct SourceStores {
+    /// The backup repository.
+    pub repository: Arc<SourceRepository>,
+    /// Where content was seen.
+    pub anchors: Arc<AnchorStore>,
+    /// The global cache.
+    pub cache: Arc<GlobalCache>,
+    /// Keep what is sent in it.
+    pub keep_sent: bool,
 }
 
 struct State {
@@ -66,7 +88,7 @@ impl JobManager {
     pub fn start(
         jobs_directory: &Path,
         database: Arc<Database>,
-        repository: Arc<SourceRepository>,
+        stores: SourceStores,
         wire: Wire,
         hosts: Arc<HostRegistry>,
         tasks: TaskTracker,
@@ -74,10 +96,15 @@ impl JobManager {
     ) -> Result<Arc<Self>, Problem> {
         let (definitions, jobs, unreadable) = Definitions::open(jobs_directory)?;
         let records = Records::new(database);
+        let SourceStores { repository, anchors, cache, keep_sent } = stores;
         let parts = Arc::new(Parts {
             wire,
             hosts,
             repository,
+            anchors,
+            cache,
+            keep_sent,
+            lines: Mutex::default(),
             records,
             compressors: Arc::new(Semaphore::new(COMPRESSORS_MAX)),
             slots: Arc::new(Semaphore::new(SOURCE_SESSIONS_MAX)),
@@ -94,6 +121,7 @@ impl JobManager {
         let state = State { jobs, running: BTreeMap::new(), last, last_success };
         let manager = Arc::new(Self { parts, definitions, state: Mutex::new(state), unreadable });
         manager.resume_all();
+        manager.tend_anchors();
         Ok(manager)
     }
 
@@ -111,6 +139,7 @@ impl JobManager {
         };
         let living: Vec<String> = unfinished.iter().map(|record| record.session.session.clone()).collect();
         self.parts.hosts.sweep(&living);
+        self.parts.anchors.sweep(&living);
         for mut record in unfinished {
             let Some(definition) = self.lock().jobs.get(&record.session.job).cloned() else { continue };
             record.session.state = SessionState::Pending;
@@ -197,6 +226,7 @@ impl JobManager {
                 format!("vbrctl session cancel {session}, then remove the job"),
             ));
         }
+        self.parts.anchors.forget(name);
         self.definitions.remove(name)?;
         if let Err(error) = self.parts.repository.forget(name) {
             tracing::warn!(job = name, %error, "the job's manifests could not be removed");
@@ -244,7 +274,8 @@ impl JobManager {
             state.running.insert(id.clone(), handle.clone());
         }
         let span = tracing::info_span!("session", session = %id, job = %spec.name, peer = %spec.target);
-        let driver = Driver { parts: self.parts.clone(), handle: handle.clone(), spec, record };
+        let driver =
+            Driver { parts: self.parts.clone(), handle: handle.clone(), spec, record, free: Arc::from([]) };
         let manager = self.clone();
         let drive = async move {
             driver.drive().await;
@@ -422,6 +453,7 @@ fn blank(spec: &JobSpec) -> Session {
         restore_point: None,
         consistent: None,
         warnings: Vec::new(),
+        compression: None,
         error: None,
     }
 }

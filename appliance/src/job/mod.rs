@@ -1,16 +1,21 @@
 //! Jobs and sessions: the only place where the stages are joined.
 //!
 //! Source: `manager` keeps the definitions and starts sessions, `driver` takes one session to its end over
-//! any number of attempts, `replicate` composes one attempt out of `scan` and `send`, `base` moves
-//! manifests. Target: `target` takes channels and requests, `receive` composes one session out of the
+//! any number of attempts, `replicate` composes one attempt out of `scan`, `prepare`, `send` and `answers`,
+//! `bases` finds what content may serve as a base, `base` moves manifests. Target: `target` takes channels and requests, `receive` composes one session out of the
 //! wire and `point`. State that must survive lies in `definitions` (files) and `records` (RocksDB).
 
+mod answers;
 mod base;
+mod bases;
 mod definitions;
 mod driver;
+mod free;
+mod held;
 mod manager;
 mod plan;
 mod point;
+mod prepare;
 mod receive;
 mod records;
 mod replicate;
@@ -22,6 +27,7 @@ mod session;
 mod snapshot;
 mod source_state;
 mod target;
+mod tending;
 
-pub use manager::{JobManager, Parts};
+pub use manager::{JobManager, Parts, SourceStores};
 pub use target::TargetService;

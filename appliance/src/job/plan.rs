@@ -7,18 +7,21 @@ use std::sync::Arc;
 use vbr_api::{Plan, Session};
 
 use super::base::{find_base, replica_state};
+use super::free::mask;
 use super::manager::JobManager;
 use super::replicate::Base;
 use super::repositories::problem;
 use super::snapshot::resolve;
-use crate::accelerator::{batch::BatchBuilder, identify, recipe};
+use crate::accelerator::batch::{BatchBuilder, Prefix};
+use crate::accelerator::effort::Controller;
+use crate::accelerator::{identify, recipe};
 use crate::block::{DomainKey, Geometry, PAGE_CHUNKS, ShortId};
 use crate::busy::BusyClock;
 use crate::error::Problem;
 use crate::host::{SnapshotRequest, VmSnapshot};
 use crate::mover::source::PageWalk;
 use crate::repository::source::SourceRepository;
-use crate::wire::message::{Request, Response, RunKind};
+use crate::wire::message::{Batch, Request, Response, RunKind};
 
 /// Ids asked with one request.
 const ASK_MAX: usize = 32_768;
@@ -53,9 +56,10 @@ impl JobManager {
         let (host, disks) = resolve(&self.parts, &spec)?;
         let request = SnapshotRequest { job: job.to_string(), session: plan_id(), disks };
         let (name, key) = (job.to_string(), peer.domain_key.clone());
-        let base = found.base;
+        let (base, free_space) = (found.base, spec.free_space);
         let (snapshot, survey) = blocking(move || {
-            let snapshot = Arc::new(host.snapshot(&request).map_err(Problem::from)?);
+            let snapshot = mask(host.snapshot(&request).map_err(Problem::from)?, free_space)?.0;
+            let snapshot = Arc::new(snapshot);
             let survey = survey(&snapshot, &name, &repository, base.as_ref(), &key)?;
             Ok((snapshot, survey))
         })
@@ -159,13 +163,15 @@ fn survey(
     Ok(survey)
 }
 
-/// Plain bytes of unseen chunks, and an estimate of what they are compressed.
+/// Plain bytes of unseen chunks, and an estimate of what they are compressed. Without bases, so an upper
+/// bound: what a session saves by bases depends on what is confirmed on the way.
 fn sample(snapshot: &VmSnapshot, places: &[(usize, u64)]) -> Result<(u64, u64), Problem> {
     let internal = |e: &dyn std::fmt::Display| {
         Problem::new("internal", "compressing a sample", e.to_string(), "report this")
     };
     let (mut plain, mut sampled, mut stored) = (0u64, 0u64, 0u64);
-    let mut builder = BatchBuilder::new().map_err(|e| internal(&e))?;
+    let (effort, none) = (Controller::default().effort(), Prefix::default);
+    let mut builder = BatchBuilder::default();
     for (count, (disk, chunk)) in places.iter().enumerate() {
         let Some(disk) = snapshot.disks.get(*disk) else { continue };
         let geometry = Geometry { disk_len: disk.reader.len() };
@@ -179,15 +185,19 @@ fn sample(snapshot: &VmSnapshot, places: &[(usize, u64)]) -> Result<(u64, u64), 
             .read_at(range.start, &mut data)
             .map_err(|e| Problem::io(format!("reading {}", disk.spec.path), &e))?;
         sampled += data.len() as u64;
-        builder.literal(0, *chunk, &data).map_err(|e| internal(&e))?;
-        if builder.is_full() {
-            let full = std::mem::replace(&mut builder, BatchBuilder::new().map_err(|e| internal(&e))?);
-            stored += full.finish().map_err(|e| internal(&e))?.payload.len() as u64;
+        builder.literal(0, *chunk, &data);
+        if builder.is_full(effort.batch_bytes) {
+            let full = std::mem::take(&mut builder);
+            stored += payload_bytes(&full.finish(none(), &effort).map_err(|e| internal(&e))?);
         }
     }
-    stored += builder.finish().map_err(|e| internal(&e))?.payload.len() as u64;
+    stored += payload_bytes(&builder.finish(none(), &effort).map_err(|e| internal(&e))?);
     let send = if sampled == 0 { 0 } else { (stored as f64 / sampled as f64 * plain as f64) as u64 };
     Ok((plain, send))
+}
+
+fn payload_bytes(batches: &[Batch]) -> u64 {
+    batches.iter().map(|batch| batch.payload.len() as u64).sum()
 }
 
 fn plan_id() -> String {

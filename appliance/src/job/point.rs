@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::accelerator::batch;
+use crate::accelerator::block_index::{BlockIndex, block_ids};
 use crate::accelerator::global_cache::{GlobalCache, Ticket};
 use crate::accelerator::recipe;
 use crate::accelerator::resolve::Resolver;
@@ -15,8 +16,9 @@ use crate::busy::BusyClock;
 use crate::error::Problem;
 use crate::mover::target::{Filled, Ids, PageTracker};
 use crate::repository::datastore::Building;
-use crate::wire::message::{Batch, Entry, Need, Offer, RunKind};
+use crate::wire::message::{Batch, Entry, Held, Need, Offer, PrefixFrom, Probe, RunKind};
 
+use super::held::{HeldBases, Place};
 use super::receive::protocol;
 
 /// Busy clocks of the target's stages.
@@ -42,6 +44,8 @@ impl TargetClocks {
 pub struct Applied {
     /// To be sent back.
     pub needs: Vec<Need>,
+    /// The answer to a probe.
+    pub held: Option<Held>,
     /// The last cache record of a batch.
     pub ticket: Option<Ticket>,
     /// Bytes written to the datastore.
@@ -53,6 +57,9 @@ pub struct PointWriter {
     building: Arc<Building>,
     cache: Arc<GlobalCache>,
     resolver: Resolver,
+    held: HeldBases,
+    index: Arc<BlockIndex>,
+    base_page: Option<(u16, u64, Option<Ids>)>,
     tracker: PageTracker,
     key: DomainKey,
     tag: DomainTag,
@@ -63,13 +70,21 @@ pub struct PointWriter {
 
 impl PointWriter {
     /// A writer that goes on at the building's durable cursors.
-    pub fn new(building: Arc<Building>, cache: Arc<GlobalCache>, resolver: Resolver, key: DomainKey) -> Self {
+    pub fn new(
+        building: Arc<Building>,
+        cache: Arc<GlobalCache>,
+        resolver: Resolver,
+        key: DomainKey,
+        index: Arc<BlockIndex>,
+    ) -> Self {
         let tracker = PageTracker::new(&building.cursors());
         let disks = (0..building.disk_count())
             .map(|disk| Geometry { disk_len: building.disk(disk).map_or(0, |disk| disk.len()) })
             .collect();
         let tag = key.tag();
-        Self { building, cache, resolver, tracker, key, tag, disks, clocks: Arc::default() }
+        let held = HeldBases::new(key.clone(), index.clone(), cache.clone());
+        let (base_page, clocks) = (None, Arc::default());
+        Self { building, cache, resolver, held, index, base_page, tracker, key, tag, disks, clocks }
     }
 
     /// True where no page lacks anything.
@@ -115,7 +130,7 @@ impl PointWriter {
                         applied.written_bytes += data.len() as u64;
                         ids[position] = full;
                     }
-                    _ => missing.push(position),
+                    _ => missing.push((position, id)),
                 },
                 (RunKind::Offered, None) => return Err(protocol("an offer without its id")),
             }
@@ -124,50 +139,131 @@ impl PointWriter {
         if let Some(ids) = whole {
             self.put_page(disk, page, &ids)?;
         }
+        let missing: Vec<usize> = missing.into_iter().map(|(position, _)| position).collect();
         applied.needs.push(recipe::need(disk, page, &missing));
         Ok(applied)
+    }
+
+    /// A probe: says what of it is here.
+    pub fn probe(&mut self, probe: &Probe) -> Applied {
+        let clocks = self.clocks.clone();
+        let Self { held, resolver, building, disks, .. } = self;
+        let held = clocks.accelerator.time(|| {
+            held.probe(probe, |id| {
+                resolver
+                    .resolve(id, |disk, chunk| read_built(building, disks, disk, chunk))
+                    .map(|found| found.1)
+            })
+        });
+        Applied { held: Some(held), ..Applied::default() }
     }
 
     /// A batch: every literal is hashed, kept in the cache and written.
     pub fn batch(&mut self, batch: &Batch) -> Result<Applied, Problem> {
         let clocks = self.clocks.clone();
-        let plain = clocks
-            .accelerator
-            .time(|| batch::decode(batch))
-            .map_err(|e| protocol(format!("a batch does not decode: {e}")))?;
+        let plain = match clocks.accelerator.time(|| self.prefix(batch)) {
+            Some(prefix) => clocks.accelerator.time(|| batch::decode(batch, &prefix)),
+            None => return Ok(self.ask_again(batch)),
+        };
+        let with_bases = !batch.header.prefix.is_empty();
+        let plain = match plain {
+            Err(_) if with_bases => return Ok(self.ask_again(batch)),
+            other => other.map_err(|e| protocol(format!("a batch does not decode: {e}")))?,
+        };
         self.building.replica().check_space()?;
         let mut rest = &plain[..];
         let mut applied = Applied::default();
         for entry in &batch.header.entries {
             match *entry {
                 Entry::Literal { disk, chunk } => {
-                    let geometry = self.geometry(disk)?;
-                    let len = geometry.chunk_len(chunk);
+                    let len = self.geometry(disk)?.chunk_len(chunk);
                     let Some((data, after)) = rest.split_at_checked(len).filter(|_| len > 0) else {
                         return Err(protocol("a batch is shorter than its recipe"));
                     };
                     rest = after;
-                    let id = clocks.accelerator.time(|| self.key.chunk_id(data));
-                    if !id.is_zero() {
-                        let kept = clocks.accelerator.time(|| self.cache.append(self.tag, id, data));
-                        applied.ticket = Some(kept.map_err(Problem::from)?);
-                    }
-                    self.fill(disk, chunk, id, data, &mut applied)?;
+                    self.literal(disk, chunk, data, with_bases, &mut applied)?;
                 }
                 Entry::Copy { disk, chunk, id } => {
                     let len = self.geometry(disk)?.chunk_len(chunk);
                     match self.resolve(disk, id).filter(|(_, data)| data.len() == len) {
                         Some((full, data)) => self.fill(disk, chunk, full, &data, &mut applied)?,
-                        None => applied.needs.push(recipe::need(
-                            disk,
-                            chunk / PAGE_CHUNKS as u64,
-                            &[(chunk % PAGE_CHUNKS as u64) as usize],
-                        )),
+                        None => applied.needs.push(need_one(disk, chunk)),
                     }
                 }
             }
         }
         if rest.is_empty() { Ok(applied) } else { Err(protocol("a batch is longer than its recipe")) }
+    }
+
+    /// A chunk's bytes. Those of a batch with bases must have the id they were offered with: a base that
+    /// was not what it should be is found here, and costs one more NEED.
+    fn literal(
+        &mut self,
+        disk: u16,
+        chunk: u64,
+        data: &[u8],
+        with_bases: bool,
+        applied: &mut Applied,
+    ) -> Result<(), Problem> {
+        let clocks = self.clocks.clone();
+        let id = clocks.accelerator.time(|| self.key.chunk_id(data));
+        let (page, position) = (chunk / PAGE_CHUNKS as u64, (chunk % PAGE_CHUNKS as u64) as usize);
+        let offered = self.tracker.offered(disk, page, position);
+        self.held.arrived(disk, chunk);
+        if with_bases && offered.is_some_and(|offered| offered != id.short()) {
+            tracing::warn!(
+                disk,
+                chunk,
+                "a chunk did not come out of its bases as it was offered; asking again"
+            );
+            applied.needs.push(need_one(disk, chunk));
+            return Ok(());
+        }
+        if !id.is_zero() {
+            let kept = clocks.accelerator.time(|| self.cache.append(self.tag, id, data));
+            applied.ticket = Some(kept.map_err(Problem::from)?);
+            clocks.accelerator.time(|| self.index.insert(self.tag, id.short(), &block_ids(&self.key, data)));
+        }
+        self.fill(disk, chunk, id, data, applied)
+    }
+
+    /// The prefix cannot be put together, or is not what it was at the source: everything of the batch
+    /// again, without bases.
+    fn ask_again(&mut self, batch: &Batch) -> Applied {
+        tracing::warn!("a base that was held is gone or bad; asking for the chunks of one batch again");
+        let mut applied = Applied::default();
+        for entry in &batch.header.entries {
+            let (Entry::Literal { disk, chunk } | Entry::Copy { disk, chunk, .. }) = *entry;
+            let (page, position) = (chunk / PAGE_CHUNKS as u64, (chunk % PAGE_CHUNKS as u64) as usize);
+            if self.tracker.wants(disk, page, position) {
+                applied.needs.push(need_one(disk, chunk));
+            }
+        }
+        applied
+    }
+
+    /// The bytes that a batch's frame refers to; none where one of the bases is not here.
+    fn prefix(&mut self, batch: &Batch) -> Option<Vec<u8>> {
+        let Self { held, resolver, building, disks, base_page, tracker, .. } = self;
+        let read = |id: ShortId| {
+            resolver.resolve(id, |disk, chunk| read_built(building, disks, disk, chunk)).map(|found| found.1)
+        };
+        held.prefix(&batch.header.prefix, read, |from| match from {
+            PrefixFrom::Base { disk, chunk } => {
+                let (page, position) = (chunk / PAGE_CHUNKS as u64, (chunk % PAGE_CHUNKS as u64) as usize);
+                if base_page.as_ref().is_none_or(|(d, p, _)| (*d, *p) != (disk, page)) {
+                    *base_page = Some((disk, page, building.base_page(usize::from(disk), page).ok()?));
+                }
+                let id = base_page.as_ref()?.2.as_ref()?.get(position).filter(|id| !id.is_zero())?;
+                Some(Place::Id(id.short()))
+            }
+            PrefixFrom::Built { disk, chunk } => {
+                let (page, position) = (chunk / PAGE_CHUNKS as u64, (chunk % PAGE_CHUNKS as u64) as usize);
+                let missing = tracker.wants(disk, page, position);
+                read_built(building, disks, disk, chunk).filter(|_| !missing).map(Place::Data)
+            }
+            PrefixFrom::Held { .. } | PrefixFrom::Known { .. } => None,
+        })
     }
 
     fn geometry(&self, disk: u16) -> Result<Geometry, Problem> {
@@ -177,14 +273,9 @@ impl PointWriter {
     fn resolve(&mut self, _disk: u16, id: ShortId) -> Option<(ChunkId, Vec<u8>)> {
         let (building, disks) = (&self.building, &self.disks);
         let clocks = self.clocks.clone();
-        clocks.accelerator.time(|| {
-            self.resolver.resolve(id, |disk, chunk| {
-                let range = disks.get(disk as usize)?.chunk_range(chunk);
-                let mut data = vec![0; (range.end - range.start) as usize];
-                building.disk(disk as usize)?.read_at(range.start, &mut data).ok()?;
-                Some(data)
-            })
-        })
+        clocks
+            .accelerator
+            .time(|| self.resolver.resolve(id, |disk, chunk| read_built(building, disks, disk, chunk)))
     }
 
     fn fill(
@@ -246,6 +337,18 @@ impl PointWriter {
         let ids = Some(ids).filter(|ids| !ids.iter().all(ChunkId::is_zero));
         clocks.mover.time(|| self.building.put_page(disk as usize, page, ids)).map_err(Problem::from)
     }
+}
+
+/// A chunk of the point being built, as it is now.
+fn read_built(building: &Building, disks: &[Geometry], disk: u16, chunk: u64) -> Option<Vec<u8>> {
+    let range = disks.get(usize::from(disk))?.chunk_range(chunk);
+    let mut data = vec![0; (range.end - range.start) as usize];
+    building.disk(usize::from(disk))?.read_at(range.start, &mut data).ok()?;
+    Some(data)
+}
+
+fn need_one(disk: u16, chunk: u64) -> Need {
+    recipe::need(disk, chunk / PAGE_CHUNKS as u64, &[(chunk % PAGE_CHUNKS as u64) as usize])
 }
 
 fn write_problem(disk: u16, error: &std::io::Error) -> Problem {

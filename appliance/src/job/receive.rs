@@ -11,13 +11,14 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
+use vbr_api::DiskVolume;
 
 use super::point::{Applied, PointWriter};
 use crate::accelerator::global_cache::{GlobalCache, PackPin, Ticket};
 use crate::error::Problem;
 use crate::limits::{CHECKPOINT_BYTES, CHECKPOINT_INTERVAL};
 use crate::repository::datastore::{Building, Point, SealSpec};
-use crate::wire::message::{Durable, Message, Opened, Seal};
+use crate::wire::message::{Durable, Message, Opened, Seal, VolumeNote};
 use crate::wire::{SessionReceiver, SessionSender, WireError};
 
 /// Batches that wait for their commit.
@@ -151,6 +152,10 @@ impl Receiving {
                 acks.send(ack).await.map_err(gone)?;
                 self.reply(applied).await
             }
+            Message::Probe(probe) => {
+                let applied = self.blocking(move |writer| Ok(writer.probe(&probe))).await?;
+                self.reply(applied).await
+            }
             Message::Seal(seal) => {
                 self.seal = Some(seal);
                 Ok(())
@@ -162,9 +167,10 @@ impl Receiving {
 
     async fn reply(&mut self, applied: Applied) -> Result<(), ReceiveError> {
         self.written_since += applied.written_bytes;
-        for need in applied.needs {
+        let answers = applied.needs.into_iter().map(Message::Need).chain(applied.held.map(Message::Held));
+        for answer in answers {
             tokio::select! {
-                sent = self.sender.send(Message::Need(need)) => sent?,
+                sent = self.sender.send(answer) => sent?,
                 () = self.abort.cancelled() => return Err(ReceiveError::Lost("told to stop".into())),
             }
         }
@@ -232,7 +238,11 @@ impl Receiving {
                 .retry());
             }
             building
-                .seal(SealSpec { consistent: seal.consistent, now: vbr_api::Moment::now() })
+                .seal(SealSpec {
+                    consistent: seal.consistent,
+                    now: vbr_api::Moment::now(),
+                    volumes: seal.volumes.into_iter().map(volumes).collect(),
+                })
                 .map_err(Problem::from)
         });
         Ok(sealed.await.map_err(|e| ReceiveError::Lost(e.to_string()))??)
@@ -269,6 +279,16 @@ async fn acknowledge(
             return;
         }
     }
+}
+
+fn volumes(notes: Vec<VolumeNote>) -> Vec<DiskVolume> {
+    let volume = |note: VolumeNote| DiskVolume {
+        name: note.name,
+        kind: note.kind,
+        skipped_bytes: note.skipped_bytes,
+        reason: note.reason,
+    };
+    notes.into_iter().map(volume).collect()
 }
 
 /// The source broke the rules.

@@ -1,29 +1,36 @@
 //! THE composition at the source: host -> mover -> accelerator -> wire, for one attempt of one session.
 //!
 //! An attempt lives as long as its channel. Scanners (one blocking thread a disk) offer pages, the
-//! batcher (one blocking thread) packs what is needed, the transmitter spends credit, the receiver
-//! applies what the target says. All queues between them are bounded; bytes in flight are credit.
+//! preparer looks for bases of what is needed, the batcher packs it (a blocking thread each), the
+//! transmitter spends credit, the receiver applies what the target says. All queues between them are bounded; bytes in flight are credit.
 //! When the channel dies the attempt ends and the driver starts another one from the target's cursor.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::answers::receive;
+use super::bases::Bases;
+use super::free::DiskFree;
+use super::prepare::{Probes, Ready, Work, prepare_loop};
 use super::scan::{Room, scan_disk};
 use super::send::{Outgoing, batch_loop, transmit};
 use super::session::SessionHandle;
-use super::source_state::{Ids, PageKey, SourceState, Wanted};
-use crate::block::{BlockRead, DomainKey, Geometry, PAGE_BYTES, PageHash};
+use super::source_state::{Ids, PageKey, SourceState};
+use crate::accelerator::effort::{Controller, Effort};
+use crate::block::{BlockRead, DomainKey, PageHash};
 use crate::error::Problem;
 use crate::host::VmSnapshot;
 use crate::limits::{PAGES_OPEN_MAX, SCANS_PER_SESSION_MAX};
 use crate::repository::manifest::PageTable;
 use crate::repository::source::{SourceRepository, StoredManifest};
-use crate::wire::message::{Durable, Message, Need, Open, Sealed};
-use crate::wire::{SessionChannel, SessionReceiver, SessionSender, WireError};
+use crate::wire::message::{Message, Open, Sealed};
+use crate::wire::{SessionChannel, SessionSender, WireError};
 
 /// Why an attempt ended without a seal.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +82,18 @@ pub struct Replication {
     pub allow_live: bool,
     /// Set when content changed between naming and sending.
     pub torn: std::sync::atomic::AtomicBool,
+    /// What of each disk does not travel; empty where everything does.
+    pub free: Arc<[DiskFree]>,
+    /// What content may serve as a base.
+    pub bases: Bases,
+    /// Questions on their way.
+    pub probes: Probes,
+    /// Needed chunks that have not reached the batcher.
+    pub preparing: AtomicUsize,
+    /// How hard to work.
+    pub effort: Mutex<Controller>,
+    /// Keep what is sent in the global cache.
+    pub keep_sent: bool,
     /// Compressors of the whole appliance.
     pub compressors: Arc<Semaphore>,
     /// Ends blocking threads of an attempt.
@@ -104,6 +123,34 @@ impl Replication {
     /// The base's table of a disk; none for a disk that is new.
     pub fn base_table(&self, disk: u16) -> Option<&PageTable> {
         self.base.as_ref()?.tables.get(disk as usize)
+    }
+
+    /// The effort for the next batch.
+    pub fn effort(&self) -> Effort {
+        self.effort.lock().unwrap_or_else(PoisonError::into_inner).effort()
+    }
+
+    /// Plain bytes of the next batch.
+    pub fn batch_bytes(&self) -> usize {
+        self.effort.lock().unwrap_or_else(PoisonError::into_inner).batch_bytes()
+    }
+
+    /// A batch was made and queued.
+    pub fn batch_made(&self, plain: usize, stored: usize, work: Duration, waited: Duration) {
+        let mut controller = self.effort.lock().unwrap_or_else(PoisonError::into_inner);
+        controller.made(plain, stored, work, waited);
+        let (effort, batch_bytes) = (controller.effort(), controller.batch_bytes() as u64);
+        let reason = controller.reason();
+        drop(controller);
+        self.handle.note(|session| {
+            session.compression = Some(vbr_api::Compression {
+                effort: effort.name.into(),
+                level: effort.level,
+                batch_bytes,
+                bases: effort.bases,
+                reason,
+            });
+        });
     }
 
     /// A page of the base from the repository.
@@ -174,12 +221,14 @@ impl Replication {
             session: self.session.clone(),
             tables,
             disk_paths: self.snapshot.disks.iter().map(|disk| disk.spec.path.clone()).collect(),
+            skipped: self.free.iter().map(|free| free.mask()).collect(),
         };
         self.repository
             .store_provisional(&self.job, &manifest)
             .map_err(|e| repository_problem(&self.job, &e.to_string()))?;
         self.handle.note(|session| session.consistent = Some(consistent));
-        Ok(Message::Seal(crate::wire::message::Seal { roots, consistent }))
+        let volumes = self.free.iter().map(|free| free.notes()).collect();
+        Ok(Message::Seal(crate::wire::message::Seal { roots, consistent, volumes }))
     }
 }
 
@@ -218,7 +267,10 @@ pub async fn replicate(
     ctx.state.begin_attempt(ctx.snapshot.disks.len());
     ctx.handle.activate();
     let credit = Arc::new(Credit::default());
-    let (need_tx, need_rx) = mpsc::channel::<Vec<Wanted>>(2 * PAGES_OPEN_MAX);
+    ctx.bases.note_cursors(&cursors);
+    let (work_tx, work_rx) = mpsc::channel::<Work>(4 * PAGES_OPEN_MAX);
+    // As long as the other, so that the receiver, which feeds both, never waits for the batcher.
+    let (ready_tx, ready_rx) = mpsc::channel::<Vec<Ready>>(8 * PAGES_OPEN_MAX);
     let (out_tx, out_rx) = mpsc::channel::<Outgoing>(1);
     let (durable_tx, durable_rx) = watch::channel(0u64);
     let last_durable = durable_rx.clone();
@@ -227,10 +279,12 @@ pub async fn replicate(
     let ending = EndAttempt { sender: sender.clone(), room: room.clone() };
     spawn_scanners(ctx, &cursors, &sender, &room, &mut parts);
     let batcher = ctx.clone();
-    parts.spawn_blocking(move || batch_loop(&batcher, need_rx, out_tx));
+    parts.spawn_blocking(move || batch_loop(&batcher, ready_rx, out_tx));
+    let (preparer, prepared, asks) = (ctx.clone(), ready_tx.clone(), sender.clone());
+    parts.spawn_blocking(move || prepare_loop(&preparer, work_rx, prepared, &asks));
     parts.spawn(transmit(ctx.clone(), credit.clone(), sender.clone(), out_rx, durable_rx));
     let result = tokio::select! {
-        sealed = receive(ctx, &mut receiver, need_tx, durable_tx) => sealed,
+        sealed = receive(ctx, &mut receiver, work_tx, ready_tx, durable_tx) => sealed,
         failed = first_failure(&mut parts) => Err(failed),
     };
     drop(ending);
@@ -287,93 +341,11 @@ async fn first_failure(parts: &mut JoinSet<Result<(), AttemptError>>) -> Attempt
     std::future::pending().await
 }
 
-fn join(done: Result<Result<(), AttemptError>, tokio::task::JoinError>) -> Result<(), AttemptError> {
+/// What a part of the attempt came to.
+pub(super) fn join(
+    done: Result<Result<(), AttemptError>, tokio::task::JoinError>,
+) -> Result<(), AttemptError> {
     done.unwrap_or_else(|e| {
         Err(Problem::new("internal", "a part of the session stopped", e.to_string(), "report this").into())
     })
-}
-
-async fn receive(
-    ctx: &Arc<Replication>,
-    receiver: &mut SessionReceiver,
-    needs: mpsc::Sender<Vec<Wanted>>,
-    durable: watch::Sender<u64>,
-) -> Result<Sealed, AttemptError> {
-    loop {
-        match receiver.recv().await? {
-            Message::Need(need) => take_need(ctx, need, &needs).await?,
-            Message::Durable(progress) => take_durable(ctx, &progress, &durable),
-            Message::Sealed(sealed) => return Ok(sealed),
-            Message::Fail(problem) => return Err(problem.into()),
-            _ => return Err(AttemptError::Lost("the target sent a message out of turn".into())),
-        }
-    }
-}
-
-async fn take_need(
-    ctx: &Arc<Replication>,
-    need: Need,
-    needs: &mpsc::Sender<Vec<Wanted>>,
-) -> Result<(), AttemptError> {
-    let key: PageKey = (need.disk, need.page);
-    let positions: Vec<usize> = crate::accelerator::recipe::needed(&need).collect();
-    let forced = match ctx.state.need(key, positions.len()) {
-        Some(Some(ids)) => {
-            let worker = ctx.clone();
-            let settle = move || worker.settle_page(key, &ids, false);
-            join(tokio::task::spawn_blocking(settle).await)?;
-            ctx.state.close(key);
-            return Ok(());
-        }
-        Some(None) => false,
-        None => {
-            reopen(ctx, key, positions.len()).await?;
-            true
-        }
-    };
-    let geometry = Geometry { disk_len: ctx.reader(need.disk)?.len() };
-    if positions.last().is_some_and(|last| *last >= geometry.page_chunks(need.page)) {
-        return Err(AttemptError::Lost("the target asked for chunks past the end of a disk".into()));
-    }
-    if !forced {
-        let bytes: u64 = positions
-            .iter()
-            .map(|position| geometry.chunk_len(need.page * 1024 + *position as u64) as u64)
-            .sum();
-        ctx.handle.note(|session| {
-            session.bytes.deduplicated = session.bytes.deduplicated.saturating_sub(bytes);
-            session.chunks.known = session.chunks.known.saturating_sub(positions.len() as u64);
-        });
-    }
-    let (disk, page) = key;
-    let wanted = positions.into_iter().map(|position| Wanted { disk, page, position, forced }).collect();
-    needs.send(wanted).await.map_err(|_| AttemptError::Cancelled)
-}
-
-/// The target asks again for chunks of a page: open it once more from the manifest being built.
-async fn reopen(ctx: &Arc<Replication>, key: PageKey, count: usize) -> Result<(), AttemptError> {
-    if ctx.state.add_need(key, count) {
-        return Ok(());
-    }
-    let lost = || AttemptError::Lost("the target asked for a page that was not offered".into());
-    let hash = ctx.state.hash(key).ok_or_else(lost)?;
-    let worker = ctx.clone();
-    let ids = tokio::task::spawn_blocking(move || worker.base_page(key.0, &hash))
-        .await
-        .map_err(|e| AttemptError::Lost(e.to_string()))??;
-    let offer = super::source_state::OpenOffer { ids, remaining: Some(count), room: None };
-    ctx.state.open(key, offer);
-    Ok(())
-}
-
-fn take_durable(ctx: &Replication, progress: &Durable, durable: &watch::Sender<u64>) {
-    durable.send_replace(progress.payload_bytes);
-    ctx.handle.note_target_busy(progress.busy_ms);
-    let settled = ctx.state.progress();
-    ctx.handle.note(|session| {
-        for (n, disk) in session.disks.iter_mut().enumerate() {
-            let page = settled.get(n).copied().unwrap_or(0);
-            disk.processed_bytes = disk.processed_bytes.max((page * PAGE_BYTES).min(disk.virtual_bytes));
-        }
-    });
 }

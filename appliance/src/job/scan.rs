@@ -135,7 +135,8 @@ fn open_and_send(
     let start = std::time::Instant::now();
     let pages = runtime.block_on(room.pages.clone().acquire_owned()).map_err(stopped)?;
     let chunks = runtime.block_on(room.chunks.clone().acquire_many_owned(weight)).map_err(stopped)?;
-    ctx.state.open(key, OpenOffer { ids, remaining: None, room: Some((pages, chunks)) });
+    let offered = recipe::offered(&offer);
+    ctx.state.open(key, OpenOffer { ids, offered, remaining: None, room: Some((pages, chunks)) });
     let message = Message::Offer(offer);
     let (_, body, _) = message.encode();
     runtime.block_on(sender.send(message)).map_err(AttemptError::from)?;

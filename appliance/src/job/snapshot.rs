@@ -9,6 +9,7 @@ use std::time::Duration;
 use vbr_api::{DiskSpec, JobSpec, SessionDisk};
 
 use super::driver::Driver;
+use super::free::mask;
 use super::manager::Parts;
 use crate::block::Geometry;
 use crate::error::Problem;
@@ -27,18 +28,23 @@ impl Driver {
             disks,
         };
         let identity = self.record.snapshot_identity.clone();
+        let wish = self.spec.free_space;
         let taken = tokio::task::spawn_blocking(move || {
-            if let Some(identity) = identity
-                && let Some(snapshot) = host.reopen(&request, &identity)?
-            {
-                return Ok((snapshot, true));
-            }
-            host.snapshot(&request).map(|snapshot| (snapshot, false))
+            let reopened = match identity {
+                Some(identity) => host.reopen(&request, &identity).map_err(Problem::from)?,
+                None => None,
+            };
+            let again = reopened.is_some();
+            let snapshot = match reopened {
+                Some(snapshot) => snapshot,
+                None => host.snapshot(&request).map_err(Problem::from)?,
+            };
+            mask(snapshot, wish).map(|(snapshot, free)| (snapshot, free, again))
         });
-        let (snapshot, reopened) = taken
+        let (snapshot, free, reopened) = taken
             .await
-            .map_err(|e| Problem::new("internal", "taking a snapshot", e.to_string(), "report this"))?
-            .map_err(Problem::from)?;
+            .map_err(|e| Problem::new("internal", "taking a snapshot", e.to_string(), "report this"))??;
+        self.free = free.into();
         if !reopened {
             self.record.snapshot_at_ms = snapshot.taken_at.as_millisecond();
             if self.record.snapshot_identity.take().is_some() {
@@ -75,7 +81,9 @@ impl Driver {
             session.disks = snapshot
                 .disks
                 .iter()
-                .map(|disk| SessionDisk {
+                .zip(self.free.iter())
+                .map(|(disk, free)| SessionDisk {
+                    volumes: free.volumes(),
                     path: disk.spec.path.clone(),
                     format: disk.spec.format,
                     virtual_bytes: disk.reader.len(),
@@ -86,6 +94,7 @@ impl Driver {
                     snapshot: disk.kind.as_str().to_string(),
                 })
                 .collect();
+            session.bytes.freed = self.free.iter().map(|free| free.freed_bytes).sum();
             session.bytes.virtual_ = session.disks.iter().map(|disk| disk.virtual_bytes).sum();
             let chunks = |disk: &SessionDisk| Geometry { disk_len: disk.virtual_bytes }.chunks();
             session.chunks.total = session.disks.iter().map(chunks).sum();

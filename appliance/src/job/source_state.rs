@@ -22,11 +22,21 @@ pub type PageKey = (u16, u64);
 pub struct OpenOffer {
     /// Ids as read.
     pub ids: Ids,
+    /// Bit for each position that was offered.
+    pub offered: [u64; PAGE_CHUNKS / 64],
     /// Chunks still to be put into a batch; none before the NEED came.
     pub remaining: Option<usize>,
     /// Room in the bounds of open pages and open chunks, held until the page is settled.
     #[allow(dead_code)]
     pub room: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+}
+
+/// Where a NEED leads.
+pub enum Needed {
+    /// Nothing is to be sent: settle the page, then close it.
+    Nothing(Ids),
+    /// Something is.
+    Some,
 }
 
 /// A chunk to send.
@@ -119,13 +129,19 @@ impl SourceState {
         self.lock().open.insert(key, offer);
     }
 
-    /// The NEED of an open page came. A page with nothing to send is answered with its ids: settle it,
-    /// then [`Self::close`] it. `None`: the page is not open (the target asks again).
-    pub fn need(&self, key: PageKey, count: usize) -> Option<Option<Ids>> {
+    /// The NEED of an open page came; a page with nothing to send has to be settled and then
+    /// [closed](Self::close). With it the positions that were offered and are not needed: the target has
+    /// them. `None`: the page is not open (the target asks again).
+    pub fn need(&self, key: PageKey, needed: &[usize]) -> Option<(Needed, Vec<usize>)> {
         let mut inner = self.lock();
         let offer = inner.open.get_mut(&key).filter(|offer| offer.remaining.is_none())?;
-        offer.remaining = Some(count);
-        Some(if count == 0 { Some(offer.ids.clone()) } else { None })
+        offer.remaining = Some(needed.len());
+        let mut known = offer.offered;
+        for position in needed.iter().filter(|position| **position < PAGE_CHUNKS) {
+            known[position / 64] &= !(1 << (position % 64));
+        }
+        let known = (0..PAGE_CHUNKS).filter(|n| known[n / 64] & (1 << (n % 64)) != 0).collect();
+        Some((if needed.is_empty() { Needed::Nothing(offer.ids.clone()) } else { Needed::Some }, known))
     }
 
     /// A page is settled and its room free again.
@@ -146,8 +162,8 @@ impl SourceState {
     }
 
     /// The id at a position of an open page.
-    pub fn id(&self, wanted: &Wanted) -> Option<ChunkId> {
-        self.lock().open.get(&(wanted.disk, wanted.page)).map(|offer| offer.ids[wanted.position])
+    pub fn open_id(&self, key: PageKey, position: usize) -> Option<ChunkId> {
+        self.lock().open.get(&key)?.ids.get(position).copied()
     }
 
     /// A chunk went into a batch, with this content; gives the page back when it was its last.
@@ -248,7 +264,7 @@ mod tests {
 
     fn offer(state: &SourceState, page: u64) {
         let ids = Box::new([ChunkId([page as u8 + 1; 32]); PAGE_CHUNKS]);
-        state.open((0, page), OpenOffer { ids, remaining: None, room: None });
+        state.open((0, page), OpenOffer { ids, offered: [u64::MAX; 16], remaining: None, room: None });
     }
 
     #[test]
@@ -259,8 +275,10 @@ mod tests {
         state.scan_done(0, 2);
         assert!(!state.nothing_outstanding() && !state.may_seal());
         // Nothing is needed of page 0, but it is not settled yet.
-        assert!(matches!(state.need((0, 0), 0), Some(Some(_))));
-        assert!(matches!(state.need((0, 1), 2), Some(None)));
+        let (needed, known) = state.need((0, 0), &[]).unwrap();
+        assert!(matches!(needed, Needed::Nothing(_)) && known.len() == PAGE_CHUNKS);
+        let (needed, known) = state.need((0, 1), &[0, 1]).unwrap();
+        assert!(matches!(needed, Needed::Some) && known == (2..PAGE_CHUNKS).collect::<Vec<_>>());
         assert!(state.nothing_outstanding() && !state.may_seal());
         state.close((0, 0));
         let wanted = |position| Wanted { disk: 0, page: 1, position, forced: false };
@@ -270,7 +288,7 @@ mod tests {
         assert!(state.may_seal());
         state.begin_seal();
         assert!(!state.may_seal());
-        assert!(state.need((0, 1), 1).is_none(), "a page that is closed is asked for again");
+        assert!(state.need((0, 1), &[0]).is_none(), "a page that is closed is asked for again");
     }
 
     proptest! {

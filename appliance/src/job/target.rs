@@ -15,6 +15,7 @@ use vbr_api::{Moment, name_is_valid};
 
 use super::point::PointWriter;
 use super::receive::{ReceiveError, Receiving, protocol};
+use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
 use crate::accelerator::resolve::Resolver;
 use crate::block::ChunkSource;
@@ -36,6 +37,7 @@ struct Active {
 pub struct TargetService {
     pub(super) datastores: Arc<Datastores>,
     pub(super) cache: Arc<GlobalCache>,
+    blocks: Arc<BlockIndex>,
     /// Restore points younger than this are kept whatever a source asks.
     min_age: Mutex<Duration>,
     active: Mutex<HashMap<[u8; 16], Active>>,
@@ -49,6 +51,7 @@ impl TargetService {
     pub fn new(
         datastores: Arc<Datastores>,
         cache: Arc<GlobalCache>,
+        blocks: Arc<BlockIndex>,
         min_age: Duration,
         tasks: TaskTracker,
         stop: CancellationToken,
@@ -56,6 +59,7 @@ impl TargetService {
         Arc::new(Self {
             datastores,
             cache,
+            blocks,
             min_age: Mutex::new(min_age),
             active: Mutex::new(HashMap::new()),
             slots: Arc::new(Semaphore::new(TARGET_SESSIONS_MAX)),
@@ -149,8 +153,8 @@ impl TargetService {
         tracing::info!(%session, cursors = ?building.cursors(), "a session is received");
         let points: Arc<dyn ChunkSource> = self.datastores.clone();
         let resolver = Resolver::new(self.cache.clone(), points, peer.domain_key.clone());
-        let writer =
-            PointWriter::new(building.clone(), self.cache.clone(), resolver, peer.domain_key.clone());
+        let (key, blocks) = (peer.domain_key.clone(), self.blocks.clone());
+        let writer = PointWriter::new(building.clone(), self.cache.clone(), resolver, key, blocks);
         let abort = lease.abort.clone();
         let receiving = Receiving::new(writer, building, self.cache.clone(), sender.clone(), abort);
         let point = match receiving.run(receiver).await {

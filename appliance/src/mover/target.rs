@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::block::{ChunkId, PAGE_CHUNKS};
+use crate::block::{ChunkId, PAGE_CHUNKS, ShortId};
 
 /// Pages that may be open at once; an honest source stays far below.
 pub const OPEN_PAGES_MAX: usize = 256;
@@ -47,6 +47,8 @@ pub enum Filled {
 
 struct OpenPage {
     ids: Ids,
+    /// What the missing positions were offered as, ascending by position.
+    offered: Vec<(usize, ShortId)>,
     missing: [u64; PAGE_CHUNKS / 64],
     missing_count: usize,
 }
@@ -87,7 +89,7 @@ impl PageTracker {
         disk: u16,
         page: u64,
         ids: Ids,
-        missing: &[usize],
+        missing: &[(usize, ShortId)],
     ) -> Result<Option<Ids>, TrackError> {
         self.check(disk, page)?;
         let pages = self.disks.get_mut(disk as usize).ok_or(TrackError::Disk(disk))?;
@@ -96,10 +98,11 @@ impl PageTracker {
             return Ok(Some(ids));
         }
         let mut bits = [0u64; PAGE_CHUNKS / 64];
-        for position in missing {
+        for (position, _) in missing {
             bits[position / 64] |= 1 << (position % 64);
         }
-        pages.open.insert(page, OpenPage { ids, missing: bits, missing_count: missing.len() });
+        let (offered, missing_count) = (missing.to_vec(), missing.len());
+        pages.open.insert(page, OpenPage { ids, offered, missing: bits, missing_count });
         Ok(None)
     }
 
@@ -109,6 +112,13 @@ impl PageTracker {
             .get(disk as usize)
             .and_then(|pages| pages.open.get(&page))
             .is_some_and(|open| open.missing[position / 64] & (1 << (position % 64)) != 0)
+    }
+
+    /// The id that a position of an open page was offered with, while it is missing.
+    pub fn offered(&self, disk: u16, page: u64, position: usize) -> Option<ShortId> {
+        let open = self.disks.get(disk as usize)?.open.get(&page)?;
+        let at = open.offered.binary_search_by_key(&position, |(position, _)| *position).ok()?;
+        open.offered.get(at).map(|(_, id)| *id)
     }
 
     /// Fills a position.
@@ -146,6 +156,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn id(position: usize) -> (usize, ShortId) {
+        (position, ShortId([position as u8; 16]))
+    }
+
     fn blank() -> Ids {
         Box::new([ChunkId::ZERO; PAGE_CHUNKS])
     }
@@ -153,9 +167,11 @@ mod tests {
     #[test]
     fn cursor_waits_for_the_first_open_page() {
         let mut tracker = PageTracker::new(&[0, 0]);
-        assert!(tracker.open(0, 3, blank(), &[5, 6]).unwrap().is_none());
+        assert!(tracker.open(0, 3, blank(), &[id(5), id(6)]).unwrap().is_none());
         assert!(tracker.open(0, 4, blank(), &[]).unwrap().is_some());
         assert_eq!(tracker.cursors(), [3, 0]);
+        assert_eq!(tracker.offered(0, 3, 6), Some(ShortId([6; 16])));
+        assert_eq!((tracker.offered(0, 3, 7), tracker.offered(0, 4, 6)), (None, None));
         assert!(matches!(tracker.fill(0, 3, 5, ChunkId([1; 32])), Filled::More));
         assert!(matches!(tracker.fill(0, 3, 5, ChunkId([1; 32])), Filled::NotWanted));
         assert!(matches!(tracker.fill(0, 3, 6, ChunkId([1; 32])), Filled::Whole(_)));
@@ -174,7 +190,8 @@ mod tests {
             let mut todo = Vec::new();
             for (page, missing) in pages.iter().enumerate() {
                 let list: Vec<usize> = missing.iter().copied().collect();
-                let whole = tracker.open(0, page as u64, blank(), &list).unwrap();
+                let named: Vec<_> = list.iter().copied().map(id).collect();
+                let whole = tracker.open(0, page as u64, blank(), &named).unwrap();
                 prop_assert_eq!(whole.is_some(), list.is_empty());
                 todo.extend(list.into_iter().map(|position| (page as u64, position)));
             }

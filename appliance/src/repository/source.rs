@@ -39,6 +39,9 @@ pub struct StoredManifest {
     pub tables: Vec<PageTable>,
     /// Path of each disk at the source.
     pub disk_paths: Vec<String>,
+    /// For each disk the blocks that were skipped as free (see `free_space::extents`), packed; none where
+    /// it is not known. A run by change tracking must read what was skipped and is kept now.
+    pub skipped: Vec<Vec<u8>>,
 }
 
 /// Which pages a session has built, by disk and page; none for a page that became all zero.
@@ -136,6 +139,7 @@ impl SourceRepository {
             && old.session != manifest.session
         {
             drop_prefix(&mut batch, &key.tables_prefix(&old.session));
+            batch.delete(cf::MANIFEST, key.skipped(&old.session));
         }
         let header = Header::of(manifest);
         drop_prefix(&mut batch, &key.tables_prefix(&manifest.session));
@@ -146,6 +150,7 @@ impl SourceRepository {
                 batch.put(cf::MANIFEST, at, encode(&part)?);
             }
         }
+        batch.put(cf::MANIFEST, key.skipped(&manifest.session), encode(&manifest.skipped)?);
         batch.put(cf::MANIFEST, key.single(Key::PROVISIONAL), encode(&header)?);
         Ok(self.0.write(batch, true)?)
     }
@@ -168,6 +173,7 @@ impl SourceRepository {
         let mut candidates = self.named_by_progress(job, session)?;
         if let Some(old_header) = old_header.filter(|old| old.session != session) {
             drop_prefix(&mut batch, &key.tables_prefix(&old_header.session));
+            batch.delete(cf::MANIFEST, key.skipped(&old_header.session));
             // A damaged old table only means that its pages are found by `verify` instead.
             if let Ok(old) = self.with_tables(job, old_header) {
                 collect(&old, &mut candidates);
@@ -302,7 +308,11 @@ impl SourceRepository {
             }
         }
         let disk_paths = header.disks.into_iter().map(|disk| disk.path).collect();
-        Ok(StoredManifest { point: header.point, session: header.session, tables, disk_paths })
+        let skipped = match self.0.get(cf::MANIFEST, &Key::new(job).skipped(&header.session))? {
+            Some(bytes) => decode(&bytes, job)?,
+            None => Vec::new(),
+        };
+        Ok(StoredManifest { point: header.point, session: header.session, tables, disk_paths, skipped })
     }
 
     fn named_by_progress(

@@ -56,6 +56,8 @@ impl Key {
     pub const PAGE: u8 = b'g';
     pub const BUILT: u8 = b'b';
     pub const CURSORS: u8 = b'c';
+    /// What was skipped as free; its own record, so that manifests of before it had it are read as ever.
+    pub const SKIPPED: u8 = b's';
 
     pub fn new(job: &str) -> Self {
         let mut key: Vec<u8> = job.bytes().filter(|byte| *byte != 0).collect();
@@ -98,6 +100,10 @@ impl Key {
 
     pub fn built(&self, session: &str, disk: u16, page: u64) -> Vec<u8> {
         [&self.built_prefix(session)[..], &disk.to_be_bytes(), &page.to_be_bytes()].concat()
+    }
+
+    pub fn skipped(&self, session: &str) -> Vec<u8> {
+        self.scoped(Self::SKIPPED, session)
     }
 
     pub fn cursors(&self, session: &str) -> Vec<u8> {

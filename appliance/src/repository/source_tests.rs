@@ -21,7 +21,7 @@ fn pages_kept(repository: &SourceRepository, job: &str) -> usize {
 
 fn provisional(session: &str, tables: Vec<PageTable>) -> StoredManifest {
     let disk_paths = (0..tables.len()).map(|n| format!("/disk/{n}")).collect();
-    StoredManifest { point: String::new(), session: session.into(), tables, disk_paths }
+    StoredManifest { point: String::new(), session: session.into(), tables, disk_paths, skipped: Vec::new() }
 }
 
 #[test]

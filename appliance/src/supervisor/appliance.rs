@@ -16,13 +16,15 @@ use vbr_api::Moment;
 use super::orders::{Hosts, Jobs, Peers, Replicas};
 use super::site::{Site, SiteParts};
 use super::state_dir::{StateDir, private_dir};
+use crate::accelerator::anchors::AnchorStore;
+use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
 use crate::config::{Config, Overrides, Transport};
 use crate::control::{self, Api};
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::{HostConfig, HostRegistry};
-use crate::job::{JobManager, TargetService};
+use crate::job::{JobManager, SourceStores, TargetService};
 use crate::repository::datastore::{DatastoreConfig, Datastores};
 use crate::repository::source::SourceRepository;
 use crate::telemetry::logs::LogHandle;
@@ -47,6 +49,8 @@ struct Stores {
     state: StateDir,
     database: Arc<Database>,
     cache: Arc<GlobalCache>,
+    anchors: Arc<AnchorStore>,
+    blocks: Arc<BlockIndex>,
     datastores: Arc<Datastores>,
     hosts: Arc<HostRegistry>,
 }
@@ -71,6 +75,7 @@ impl Appliance {
         let target = TargetService::new(
             stores.datastores.clone(),
             stores.cache.clone(),
+            stores.blocks.clone(),
             config.retention_min_age,
             tasks.clone(),
             stop.clone(),
@@ -82,8 +87,13 @@ impl Appliance {
             let (directory, database) = (stores.state.join("jobs"), stores.database.clone());
             let (wire, hosts, tasks, stop) =
                 (wire.clone(), stores.hosts.clone(), tasks.clone(), stop.clone());
-            let repository = Arc::new(SourceRepository::new(database.clone()));
-            let start = move || JobManager::start(&directory, database, repository, wire, hosts, tasks, stop);
+            let source = SourceStores {
+                repository: Arc::new(SourceRepository::new(database.clone())),
+                anchors: stores.anchors.clone(),
+                cache: stores.cache.clone(),
+                keep_sent: config.accelerator.keep_sent,
+            };
+            let start = move || JobManager::start(&directory, database, source, wire, hosts, tasks, stop);
             blocking("starting the jobs", start).await?
         };
         let config = Arc::new(std::sync::Mutex::new(config));
@@ -238,7 +248,17 @@ fn open_stores(state: StateDir, config: &Config) -> Result<Stores, Problem> {
         local_directories: Vec::new(),
     })
     .map_err(Problem::from)?;
-    Ok(Stores { state, database, cache, datastores, hosts: Arc::new(hosts) })
+    let (anchors, why) =
+        AnchorStore::open(&config.state.join("anchors"), config.accelerator.anchor_memory_bytes);
+    if let Some(why) = why {
+        tracing::warn!(why, "the content anchors are not used as they were saved; they are learned again");
+    }
+    let (blocks, why) = BlockIndex::load(&config.state.join("blocks"), config.accelerator.block_memory_bytes);
+    if let Some(why) = why {
+        tracing::info!(%why, "the index of blocks begins empty");
+    }
+    let (anchors, blocks) = (Arc::new(anchors), Arc::new(blocks));
+    Ok(Stores { state, database, cache, anchors, blocks, datastores, hosts: Arc::new(hosts) })
 }
 
 fn database_problem(error: &crate::database::DatabaseError) -> Problem {

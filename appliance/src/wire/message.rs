@@ -9,7 +9,9 @@
 //! < Opened  the cursor of each disk: 0, or where a cut session stopped
 //! > Offer   one page of a disk: runs of unchanged / zero / offered chunks, and the offered short ids
 //! < Need    the positions of that page that the target cannot resolve and verify by itself
-//! > Batch   needed chunks, up to 4 MiB in one zstd frame
+//! > Probe   chunks that would serve as bases of needed ones, and 4 KiB blocks of needed chunks, by short ids
+//! < Held    which of them the target has (and keeps while the session lasts)
+//! > Batch   needed chunks, up to 4 MiB in one zstd frame, with bases that both hold as its reference prefix
 //! < Durable payload bytes that are on stable storage now (credit), and the stage loads
 //! > Seal    the root of every disk as the source computed it
 //! < Sealed  the restore point's id, after everything is durable
@@ -18,38 +20,24 @@
 //! Offers, needs and batches are pipelined. An offer is resolved when it arrives: every offered chunk
 //! the target has (cache, restore points, the disk being built) is read, re-hashed and written at once,
 //! so NEED is exact and no reference can fail later. The target may send NEED for a page again at any
-//! time before `Sealed` (a chunk it was told to copy went bad); the source answers from its snapshot.
+//! time before `Sealed` (a chunk it was told to copy went bad); the source answers from its snapshot,
+//! without bases.
+//!
+//! A prefix is made of what the target is known to have: blocks of the base restore point (both named it
+//! at `Open`), of what was sent or resolved earlier in this stream, of chunks it confirmed in `Held`, and
+//! blocks of the needed chunks themselves that it said it knows. Every chunk of such a batch is checked
+//! against the id it was offered with, so a base that is not what it should be costs a NEED. `Probe` is
+//! sent only where there is something to ask.
 //! Either side may send `Fail` and close.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::block::{PAGE_CHUNKS, PageHash, Root, ShortId};
-use crate::error::Problem;
+pub use super::encoding::{DecodeError, kind, pack, unpack};
+pub use super::requests::{BuildingState, Bytes32Page, ReplicaState, Request, Response, SealedState};
 
-/// What a message or request is refused for.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum DecodeError {
-    /// The frame type is not one of a session message.
-    #[error("unknown message type {0}")]
-    UnknownType(u8),
-    /// The body does not parse.
-    #[error("message type {kind} does not parse: {why}")]
-    Malformed {
-        /// Frame type.
-        kind: u8,
-        /// What the parser says.
-        why: String,
-    },
-    /// A count or length is out of bounds.
-    #[error("message type {kind}: {what} is out of bounds")]
-    Bounds {
-        /// Frame type.
-        kind: u8,
-        /// Which field.
-        what: &'static str,
-    },
-}
+use crate::block::{Root, ShortId};
+use crate::error::Problem;
 
 /// A disk in `Open`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,11 +152,54 @@ pub enum Codec {
     Zstd,
 }
 
+/// Where blocks of a reference prefix come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PrefixFrom {
+    /// A chunk of the base restore point.
+    Base {
+        /// Disk number.
+        disk: u16,
+        /// Chunk number on the disk.
+        chunk: u64,
+    },
+    /// A chunk of the point being built: in an earlier batch of this stream, resolved by the target, or
+    /// before the cursor.
+    Built {
+        /// Disk number.
+        disk: u16,
+        /// Chunk number on the disk.
+        chunk: u64,
+    },
+    /// The chunk whose id was the nth offered as a base in this stream, confirmed in a `Held`.
+    Held {
+        /// Counted from 0 over all probes of the stream.
+        number: u32,
+    },
+    /// Blocks of a chunk that this batch carries, as the target said in a `Held` that it knows them.
+    Known {
+        /// Disk number.
+        disk: u16,
+        /// Chunk number on the disk.
+        chunk: u64,
+    },
+}
+
+/// Blocks of one chunk in the prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixRun {
+    /// Whose.
+    pub from: PrefixFrom,
+    /// Bit n: the nth block of 4 KiB. They follow each other in ascending order.
+    pub blocks: u16,
+}
+
 /// Recipe of a batch; the payload follows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchHeader {
     /// In stream order.
     pub entries: Vec<Entry>,
+    /// The reference prefix, in order; empty where the frame stands alone.
+    pub prefix: Vec<PrefixRun>,
     /// Of the payload.
     pub codec: Codec,
     /// Bytes after decoding; bounds the decoder.
@@ -182,6 +213,35 @@ pub struct Batch {
     pub header: BatchHeader,
     /// Encoded chunks, concatenated.
     pub payload: Bytes,
+}
+
+/// Asks what the target has besides whole chunks. Every probe is answered by one `Held`, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Chunks that would serve as bases.
+    pub bases: Vec<ShortId>,
+    /// Needed chunks by their blocks.
+    pub blocks: Vec<BlockOffer>,
+}
+
+/// A needed chunk, and the ids of its blocks of 4 KiB.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockOffer {
+    /// Disk number.
+    pub disk: u16,
+    /// Chunk number on the disk.
+    pub chunk: u64,
+    /// One for each block; zeroes where there is nothing to ask.
+    pub ids: Vec<[u8; 8]>,
+}
+
+/// What the target has of a `Probe`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// One for each base.
+    pub bases: Vec<bool>,
+    /// One for each chunk: bit n for its nth block.
+    pub blocks: Vec<u16>,
 }
 
 /// Credit and progress.
@@ -202,6 +262,22 @@ pub struct Seal {
     pub roots: Vec<Root>,
     /// False where a disk changed while it was read or the disks are not of one moment.
     pub consistent: bool,
+    /// For each disk the volumes inside it and what became of their free space: for people. Empty where
+    /// nobody looked.
+    pub volumes: Vec<Vec<VolumeNote>>,
+}
+
+/// What became of a volume's free space; blocks that were skipped are zeroes in all that was named and sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeNote {
+    /// `partition 1`, `vg0/root`.
+    pub name: String,
+    /// `ext4`, …
+    pub kind: String,
+    /// Bytes that did not travel.
+    pub skipped_bytes: u64,
+    /// One sentence.
+    pub reason: String,
 }
 
 /// The restore point exists, durably.
@@ -226,219 +302,6 @@ pub enum Message {
     Seal(Seal),
     Sealed(Sealed),
     Fail(Problem),
-}
-
-/// Frame types of session messages (32 and up; control frames lie below).
-pub mod kind {
-    #![allow(missing_docs)]
-    pub const OPEN: u8 = 32;
-    pub const OPENED: u8 = 33;
-    pub const OFFER: u8 = 34;
-    pub const NEED: u8 = 35;
-    pub const BATCH: u8 = 36;
-    pub const DURABLE: u8 = 37;
-    pub const SEAL: u8 = 38;
-    pub const SEALED: u8 = 39;
-    pub const FAIL: u8 = 40;
-}
-
-impl Message {
-    /// The frame type and body, as two parts so that a batch's payload is not copied.
-    pub fn encode(&self) -> (u8, Bytes, Bytes) {
-        let none = Bytes::new();
-        match self {
-            Self::Open(body) => (kind::OPEN, pack(body), none),
-            Self::Opened(body) => (kind::OPENED, pack(body), none),
-            Self::Offer(body) => (kind::OFFER, pack(body), none),
-            Self::Need(body) => (kind::NEED, pack(body), none),
-            Self::Batch(batch) => {
-                let header = pack(&batch.header);
-                let mut head = BytesMut::with_capacity(4 + header.len());
-                head.put_u32(header.len() as u32);
-                head.put_slice(&header);
-                (kind::BATCH, head.freeze(), batch.payload.clone())
-            }
-            Self::Durable(body) => (kind::DURABLE, pack(body), none),
-            Self::Seal(body) => (kind::SEAL, pack(body), none),
-            Self::Sealed(body) => (kind::SEALED, pack(body), none),
-            Self::Fail(body) => (kind::FAIL, pack(body), none),
-        }
-    }
-
-    /// Parses and checks a whole message.
-    pub fn decode(kind: u8, body: Bytes) -> Result<Self, DecodeError> {
-        Ok(match kind {
-            kind::OPEN => Self::Open(unpack(kind, &body)?),
-            kind::OPENED => Self::Opened(unpack(kind, &body)?),
-            kind::OFFER => Self::Offer(check_offer(unpack(kind, &body)?)?),
-            kind::NEED => Self::Need(check_need(unpack(kind, &body)?)?),
-            kind::BATCH => Self::Batch(decode_batch(body)?),
-            kind::DURABLE => Self::Durable(unpack(kind, &body)?),
-            kind::SEAL => Self::Seal(unpack(kind, &body)?),
-            kind::SEALED => Self::Sealed(unpack(kind, &body)?),
-            kind::FAIL => Self::Fail(unpack(kind, &body)?),
-            other => return Err(DecodeError::UnknownType(other)),
-        })
-    }
-}
-
-fn decode_batch(mut body: Bytes) -> Result<Batch, DecodeError> {
-    let short = DecodeError::Bounds { kind: kind::BATCH, what: "header length" };
-    if body.len() < 4 {
-        return Err(short);
-    }
-    let prefix = body.split_to(4);
-    let len = u32::from_be_bytes([prefix[0], prefix[1], prefix[2], prefix[3]]) as usize;
-    if len > body.len() {
-        return Err(short);
-    }
-    let head = body.split_to(len);
-    let header: BatchHeader = unpack(kind::BATCH, &head)?;
-    if header.plain_len as usize > crate::limits::BATCH_PLAIN_BYTES_MAX {
-        return Err(DecodeError::Bounds { kind: kind::BATCH, what: "plain length" });
-    }
-    Ok(Batch { header, payload: body })
-}
-
-fn check_offer(offer: Offer) -> Result<Offer, DecodeError> {
-    let (mut total, mut offered) = (0usize, 0usize);
-    for run in &offer.runs {
-        total += run.count as usize;
-        if run.kind == RunKind::Offered {
-            offered += run.count as usize;
-        }
-        if run.count == 0 || total > PAGE_CHUNKS {
-            return Err(DecodeError::Bounds { kind: kind::OFFER, what: "runs" });
-        }
-    }
-    if offered != offer.ids.len() {
-        return Err(DecodeError::Bounds { kind: kind::OFFER, what: "ids" });
-    }
-    Ok(offer)
-}
-
-fn check_need(need: Need) -> Result<Need, DecodeError> {
-    let mut next = 0usize;
-    for (first, count) in &need.chunks {
-        let end = *first as usize + *count as usize;
-        if (*first as usize) < next || *count == 0 || end > PAGE_CHUNKS {
-            return Err(DecodeError::Bounds { kind: kind::NEED, what: "chunks" });
-        }
-        next = end;
-    }
-    Ok(need)
-}
-
-/// A request on the control stream, answered by one [`Response`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Request {
-    /// What the target has of a replica of the asking site.
-    ReplicaState {
-        /// Replica name.
-        replica: String,
-    },
-    /// The page table of a disk of a sealed point, from an entry on (at most 16,384 entries come back).
-    PageTable {
-        /// Replica name.
-        replica: String,
-        /// Restore point.
-        point: String,
-        /// Disk number.
-        disk: u16,
-        /// First page wanted.
-        from_page: u64,
-    },
-    /// Bodies of at most 16 pages of a disk of a sealed point.
-    Pages {
-        /// Replica name.
-        replica: String,
-        /// Restore point.
-        point: String,
-        /// Disk number.
-        disk: u16,
-        /// Page numbers.
-        pages: Vec<u64>,
-    },
-    /// Which of these chunks (at most 32,768) the target has: for `job plan`.
-    Known {
-        /// Short ids.
-        ids: Vec<ShortId>,
-    },
-    /// Restore points that a next point would retire under this keep.
-    WouldRetire {
-        /// Replica name.
-        replica: String,
-        /// As in the job.
-        keep: Option<u32>,
-    },
-    /// The session's building point is not wanted any more.
-    Discard {
-        /// Replica name.
-        replica: String,
-        /// Session id.
-        session: String,
-    },
-}
-
-/// The answer to a [`Request`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub enum Response {
-    ReplicaState(ReplicaState),
-    PageTable {
-        disk_len: u64,
-        entries: Vec<(u64, PageHash)>,
-        more: bool,
-    },
-    /// Each page is 1,024 ids, 32 KiB; none where the page is all zero.
-    Pages(Vec<Option<Bytes32Page>>),
-    /// One bit for each id, most significant bit first.
-    Known(Vec<u8>),
-    WouldRetire(Vec<String>),
-    Done,
-    Problem(Problem),
-}
-
-/// A page of ids as bytes.
-pub type Bytes32Page = Vec<u8>;
-
-/// What the target has of a replica.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplicaState {
-    /// The last sealed point, if any.
-    pub latest: Option<SealedState>,
-    /// A point being built, if any.
-    pub building: Option<BuildingState>,
-}
-
-/// A sealed point.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SealedState {
-    /// Its id.
-    pub point: String,
-    /// The session that sealed it.
-    pub session: String,
-    /// Length and root of each disk.
-    pub disks: Vec<(u64, Root)>,
-}
-
-/// A point being built.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BuildingState {
-    /// The session that builds it.
-    pub session: String,
-    /// Under which snapshot.
-    pub snapshot_identity: String,
-    /// Durable cursor of each disk.
-    pub cursors: Vec<u64>,
-}
-
-/// Encodes a record; these types cannot fail to encode.
-pub fn pack<T: Serialize>(value: &T) -> Bytes {
-    postcard::to_stdvec(value).map(Bytes::from).unwrap_or_default()
-}
-
-/// Decodes a record.
-pub fn unpack<'a, T: Deserialize<'a>>(kind: u8, body: &'a [u8]) -> Result<T, DecodeError> {
-    postcard::from_bytes(body).map_err(|e| DecodeError::Malformed { kind, why: e.to_string() })
+    Probe(Probe),
+    Held(Held),
 }

@@ -58,7 +58,7 @@
 //! | 7 | CHANNEL_OPEN | data, by the stream's opener; numbers only grow | empty |
 //! | 8 | CHANNEL_CLOSE | data, either side | why, for people; empty for a normal end |
 //! | 9 | PAIR | pairing, channel 0 | one record each way |
-//! | 32.. | session messages | data | [`message::Message`] |
+//! | 32-42 | session messages (41, 42: PROBE, HELD) | data | [`message::Message`] |
 //!
 //! HELLO is answered within 10 s, and nothing else is sent on a stream before that. A frame for a
 //! channel that is over is ignored; one for a channel that never was is a violation.
@@ -99,6 +99,7 @@ pub mod channel;
 mod control;
 mod dialling;
 mod driver;
+mod encoding;
 pub mod frame;
 mod gate;
 mod handle;
@@ -109,6 +110,7 @@ pub mod message;
 mod mux;
 mod pair;
 pub mod peers;
+mod requests;
 pub mod scheduler;
 mod start;
 mod state;

@@ -94,7 +94,8 @@ async fn pair() -> (Site, Site) {
 }
 
 fn batch(bytes: usize, fill: u8) -> Message {
-    let header = BatchHeader { entries: Vec::new(), codec: Codec::Raw, plain_len: bytes as u32 };
+    let header =
+        BatchHeader { entries: Vec::new(), prefix: Vec::new(), codec: Codec::Raw, plain_len: bytes as u32 };
     Message::Batch(Batch { header, payload: Bytes::from(vec![fill; bytes]) })
 }
 

@@ -3,8 +3,18 @@
 use super::source::Source;
 
 /// May be used by everybody, and use only each other.
-const LEAVES: &[&str] =
-    &["block", "block_file", "busy", "config", "database", "error", "limits", "nbd", "telemetry"];
+const LEAVES: &[&str] = &[
+    "block",
+    "block_file",
+    "busy",
+    "config",
+    "database",
+    "error",
+    "free_space",
+    "limits",
+    "nbd",
+    "telemetry",
+];
 
 /// What else a module may use. `wire::message` are the frames alone: types and their encoding.
 const RULES: &[(&str, &[&str])] = &[

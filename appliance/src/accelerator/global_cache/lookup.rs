@@ -49,6 +49,18 @@ impl GlobalCache {
         known
     }
 
+    /// Which of these chunks the site has, like [`Self::contains_many`]; those in packs stay there while
+    /// a [`super::PackPin`] of before lives, as far as anything does.
+    pub fn hold_many(&self, domain: DomainTag, ids: &[ShortId]) -> Vec<bool> {
+        let held = self.contains_many(domain, ids);
+        for (id, _) in ids.iter().zip(&held).filter(|(_, held)| **held) {
+            if let Some((at, _)) = self.locate(&(domain, *id)) {
+                self.shared.state().touch(&at);
+            }
+        }
+        held
+    }
+
     /// A chunk from the packs, verified by crc32c and keyed BLAKE3. A bad record is dropped. `None`
     /// where no pack has it.
     pub fn get(&self, key: &DomainKey, id: ShortId) -> Option<(ChunkId, Vec<u8>)> {

@@ -261,6 +261,20 @@ impl GlobalCache {
         Ok(Ticket(sequence))
     }
 
+    /// Appends a chunk only while nothing has to be evicted for it.
+    pub fn append_if_room(&self, tag: DomainTag, id: ChunkId, plain: &[u8]) -> Result<(), CacheError> {
+        let shared = &self.shared;
+        let room = shared.state().has_room(
+            format::RECORD_HEADER_BYTES as usize + plain.len(),
+            &shared.settings,
+            &shared.files,
+        );
+        if room {
+            self.append(tag, id, plain)?;
+        }
+        Ok(())
+    }
+
     /// Waits until that ticket's record is on stable storage and indexed.
     pub async fn durable(&self, ticket: Ticket) -> Result<(), CacheError> {
         let mut commits = self.shared.commits.subscribe();

@@ -49,7 +49,7 @@ impl Settings {
         Self {
             size_bytes,
             reserve_bytes,
-            pack_bytes: limits::PACK_BYTES,
+            pack_bytes: pack_bytes(size_bytes),
             records_max: RECORDS_MAX,
             group_bytes: limits::GROUP_COMMIT_BYTES,
             group_delay: limits::GROUP_COMMIT_DELAY,
@@ -59,6 +59,11 @@ impl Settings {
             free: free_bytes,
         }
     }
+}
+
+/// A small cache has small packs, so that it holds eight at least: what is evicted is a whole pack.
+fn pack_bytes(size_bytes: u64) -> u64 {
+    (size_bytes / 8).next_multiple_of(1 << 20).min(limits::PACK_BYTES)
 }
 
 /// Why a record could not be read.

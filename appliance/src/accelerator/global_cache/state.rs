@@ -109,6 +109,14 @@ impl State {
         })
     }
 
+    /// True where one more record fits without an eviction.
+    pub fn has_room(&self, record_len: usize, settings: &Settings, files: &Files) -> bool {
+        let opened = if self.open.is_some() { settings.pack_bytes } else { 0 };
+        self.fits(record_len, settings)
+            || (self.closed_bytes + opened + settings.pack_bytes <= settings.size_bytes
+                && files.free().is_none_or(|free| free >= settings.reserve_bytes + settings.pack_bytes))
+    }
+
     /// Writes a record behind the others of the open pack; its ticket. The caller has checked `fits`.
     pub fn write(&mut self, id: ChunkId, tag: DomainTag, record: &[u8]) -> io::Result<u64> {
         let Some(open) = self.open.as_mut() else { return Err(io::Error::other("no pack is open")) };

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vbr_api::Moment;
+use vbr_api::{DiskVolume, Moment};
 
 use super::building_disk::BuildingDisk;
 use super::lease::ReadLease;
@@ -32,12 +32,14 @@ use crate::repository::manifest::{PageTable, page_hash, page_is_blank, trim_page
 use crate::repository::{PageIds, RepositoryError};
 
 /// How a seal is meant.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SealSpec {
     /// False where a disk changed while it was read or the disks are not of one moment.
     pub consistent: bool,
     /// The wall clock, injected.
     pub now: Moment,
+    /// For each disk its volumes and what became of their free space.
+    pub volumes: Vec<Vec<DiskVolume>>,
 }
 
 /// The pages of one disk.
@@ -279,6 +281,7 @@ impl Building {
             self.shared.core.root.write_whole(&self.dir.join(manifest_name(n)), &manifest.encode())?;
             record.disks[n].root = manifest.table().root().hex();
             record.disks[n].page_files = manifest.files;
+            record.disks[n].volumes = spec.volumes.get(n).cloned().unwrap_or_default();
         }
         self.shared.core.root.write_record(&self.dir.join("point.json"), &record)?;
         self.shared.core.clock.save();

@@ -42,6 +42,7 @@ impl Replica {
             image: DiskFormat::Raw,
             backing: None,
             page_files: Vec::new(),
+            volumes: Vec::new(),
         };
         let path = dir.join(&raw.file);
         let Some((point, base_disk)) = base else {

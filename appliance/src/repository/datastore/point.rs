@@ -239,6 +239,7 @@ fn disks_shown(record: &PointRecord) -> Vec<PointDisk> {
         root: disk.root.clone(),
         file: disk.file.clone(),
         format: disk.image.as_str().to_string(),
+        volumes: disk.volumes.clone(),
     });
     shown.collect()
 }

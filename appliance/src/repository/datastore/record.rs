@@ -5,7 +5,7 @@
 //! before anything acts on them. No key of a dedup domain is ever among them, only its tag.
 
 use serde::{Deserialize, Serialize};
-use vbr_api::{DiskFormat, Moment, name_is_valid};
+use vbr_api::{DiskFormat, DiskVolume, Moment, name_is_valid};
 
 use crate::limits::{DISK_BYTES_MAX, DISKS_MAX};
 
@@ -81,6 +81,9 @@ pub struct DiskRecord {
     pub backing: Option<BackingRecord>,
     /// Files in `pages/` that its manifest names.
     pub page_files: Vec<String>,
+    /// Volumes inside it and what became of their free space, as the source said; for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<DiskVolume>,
 }
 
 /// The image below an overlay.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use serde_json::json;
-use vbr_api::{DiskFormat, DiskSpec, JobSpec, Vm, name_is_valid};
+use vbr_api::{DiskFormat, DiskSpec, FreeSpace, JobSpec, Vm, name_is_valid};
 
 use super::definition::Definition;
 use crate::client::encode;
@@ -42,6 +42,11 @@ pub struct Arguments {
     /// How many restore points the target is asked to keep [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     keep: Option<u32>,
+    /// What to do with space that the file systems in the disks have freed: `keep` sends it like everything
+    /// else; `auto` lets it read as zeroes in the replica, only where their maps are proven consistent
+    /// [default: keep]
+    #[arg(long, value_name = "keep|auto", value_parser = free_space)]
+    free_space: Option<FreeSpace>,
     /// Read the definition from a TOML file (see job export); options override it
     #[arg(long, value_name = "FILE.toml")]
     from: Option<PathBuf>,
@@ -93,10 +98,19 @@ impl Arguments {
             disks: disks.collect::<Result<_, Failure>>()?,
             target,
             keep: self.keep.or(file.keep),
+            free_space: self.free_space.or(file.free_space).unwrap_or_default(),
             enabled: file.enabled.unwrap_or(true),
         };
         check(&spec)?;
         Ok(spec)
+    }
+}
+
+fn free_space(text: &str) -> Result<FreeSpace, String> {
+    match text {
+        "keep" => Ok(FreeSpace::Keep),
+        "auto" => Ok(FreeSpace::Auto),
+        _ => Err("it is `keep` or `auto`".into()),
     }
 }
 

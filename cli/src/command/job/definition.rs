@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use vbr_api::{DiskFormat, DiskSpec, Job, JobSpec};
+use vbr_api::{DiskFormat, DiskSpec, FreeSpace, Job, JobSpec};
 
 use crate::context::Context;
 use crate::exit::Exit;
@@ -26,6 +26,8 @@ pub struct Definition {
     pub target: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_space: Option<FreeSpace>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -76,6 +78,7 @@ impl Definition {
             vm: spec.vm.clone(),
             target: Some(spec.target.clone()),
             keep: spec.keep,
+            free_space: Some(spec.free_space).filter(|free| *free != FreeSpace::Keep),
             enabled: Some(spec.enabled),
             disks: spec.disks.iter().map(disk).collect(),
         }
@@ -113,6 +116,7 @@ mod tests {
             ],
             target: "dr/fast".into(),
             keep: Some(14),
+            free_space: FreeSpace::Auto,
             enabled: false,
         };
         let text = toml::to_string(&Definition::of(&spec)).unwrap();

@@ -1,6 +1,6 @@
 //! Jobs and plans for people.
 
-use vbr_api::{Job, Plan};
+use vbr_api::{FreeSpace, Job, Plan};
 
 use crate::human;
 use crate::output::View;
@@ -48,6 +48,13 @@ pub fn facts(job: &Job, view: &View) -> String {
             job.spec
                 .keep
                 .map_or("all restore points".into(), |keep| human::count(keep.into(), "restore point")),
+        )
+        .add(
+            "Free space",
+            match job.spec.free_space {
+                FreeSpace::Keep => "travels like everything else (keep)",
+                FreeSpace::Auto => "is skipped where that is proven safe (auto)",
+            },
         )
         .add("Enabled", if job.spec.enabled { "yes" } else { "no" })
         .add_some("VM", job.spec.vm.clone())
