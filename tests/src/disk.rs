@@ -236,6 +236,30 @@ pub fn ext4_edit(path: &Path, added: &Path, deleted: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Every file of two ext4 images is the same: names, kinds, sizes, content. Both are mounted read-only;
+/// needs root.
+pub fn ensure_same_files(a: &Path, b: &Path) -> Result<()> {
+    let list = |image: &Path| -> Result<String> {
+        let at = tempfile::tempdir()?;
+        run("mount", ["-o".as_ref(), "loop,ro".as_ref(), image.as_os_str(), at.path().as_os_str()])?;
+        let sums = "find . -type f -print0 | sort -z | xargs -0r b2sum; find . ! -type f -printf '%y %p %l\n' | sort";
+        let listed = std::process::Command::new("sh").args(["-c", sums]).current_dir(at.path()).output();
+        run("umount", [at.path()])?;
+        let listed = listed?;
+        anyhow::ensure!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+        Ok(String::from_utf8_lossy(&listed.stdout).into_owned())
+    };
+    let (left, right) = (list(a)?, list(b)?);
+    let differs = left.lines().zip(right.lines()).find(|(left, right)| left != right);
+    anyhow::ensure!(
+        left == right && left.lines().count() > 1,
+        "{} and {} differ: {differs:?}",
+        a.display(),
+        b.display()
+    );
+    Ok(())
+}
+
 /// The same content as qcow2.
 pub fn to_qcow2(raw: &Path, qcow2: &Path) -> Result<()> {
     let args = ["convert", "-f", "raw", "-O", "qcow2"].map(AsRef::as_ref);

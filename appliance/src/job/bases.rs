@@ -74,9 +74,19 @@ pub struct Bases {
     images: Vec<Option<SessionImages>>,
     held: Mutex<HeldBases>,
     memory: Mutex<Memory>,
-    /// Chunks of the point being built that the target has, by page; pages before `durable` are not listed.
-    built: Mutex<(HashMap<PageKey, [u64; PAGE_CHUNKS / 64]>, Vec<u64>)>,
+    built: Mutex<Built>,
 }
+
+/// Chunks of the point being built that the target has.
+struct Built {
+    /// By page; those before the cursors are not listed.
+    pages: HashMap<PageKey, PageBits>,
+    /// First page of each disk that is not durable at the target.
+    cursors: Vec<u64>,
+}
+
+/// A bit for each chunk of a page.
+type PageBits = [u64; PAGE_CHUNKS / 64];
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -109,7 +119,7 @@ impl Bases {
             images,
             held: Mutex::default(),
             memory: Mutex::new(memory),
-            built: Mutex::new((HashMap::new(), vec![0; disks])),
+            built: Mutex::new(Built { pages: HashMap::new(), cursors: vec![0; disks] }),
         }
     }
 
@@ -121,7 +131,7 @@ impl Bases {
     /// The target has these chunks of the point being built.
     pub fn note_built(&self, key: PageKey, positions: impl IntoIterator<Item = usize>) {
         let mut built = lock(&self.built);
-        let bits = built.0.entry(key).or_insert([0; PAGE_CHUNKS / 64]);
+        let bits = built.pages.entry(key).or_insert([0; PAGE_CHUNKS / 64]);
         for position in positions.into_iter().filter(|position| *position < PAGE_CHUNKS) {
             bits[position / 64] |= 1 << (position % 64);
         }
@@ -130,19 +140,21 @@ impl Bases {
     /// Everything before these pages is durable at the target.
     pub fn note_cursors(&self, cursors: &[u64]) {
         let mut built = lock(&self.built);
-        if built.1.as_slice() == cursors || built.1.len() != cursors.len() {
+        if built.cursors.as_slice() == cursors || built.cursors.len() != cursors.len() {
             return;
         }
-        built.1.copy_from_slice(cursors);
-        built.0.retain(|(disk, page), _| cursors.get(usize::from(*disk)).is_none_or(|cursor| page >= cursor));
+        built.cursors.copy_from_slice(cursors);
+        built
+            .pages
+            .retain(|(disk, page), _| cursors.get(usize::from(*disk)).is_none_or(|cursor| page >= cursor));
     }
 
     fn is_built(&self, disk: u16, chunk: u64) -> bool {
         let (page, position) = (chunk / PAGE_CHUNKS as u64, (chunk % PAGE_CHUNKS as u64) as usize);
         let built = lock(&self.built);
-        built.1.get(usize::from(disk)).is_some_and(|cursor| page < *cursor)
+        built.cursors.get(usize::from(disk)).is_some_and(|cursor| page < *cursor)
             || built
-                .0
+                .pages
                 .get(&(disk, page))
                 .is_some_and(|bits| bits[position / 64] & (1 << (position % 64)) != 0)
     }
@@ -247,7 +259,7 @@ impl Bases {
         if let Some(data) = lock(&self.memory).chunks.get(&id.short()) {
             return Some(data.clone());
         }
-        let data = self.from_disk(ctx, image, chunk, id).or_else(|| {
+        let data = self.read_in_place(ctx, image, chunk, id).or_else(|| {
             let (full, data) = self.cache.get(&ctx.key, id.short())?;
             (full == *id).then_some(data)
         })?;
@@ -256,7 +268,7 @@ impl Bases {
         Some(data)
     }
 
-    fn from_disk(&self, ctx: &Replication, image: u16, chunk: u64, id: &ChunkId) -> Option<Vec<u8>> {
+    fn read_in_place(&self, ctx: &Replication, image: u16, chunk: u64, id: &ChunkId) -> Option<Vec<u8>> {
         let disk: Arc<dyn BlockRead> = match self.whose(image)? {
             Whose::Base(disk) | Whose::Built(disk) => ctx.reader(disk).ok()?,
             Whose::Foreign(key) => self.foreign_disk(ctx, &key)?,
@@ -303,7 +315,7 @@ impl Bases {
     /// The point is sealed: what it holds is the newest image of its disks. Blocking; reads the pages that
     /// differ from the base.
     pub fn sealed(&self, ctx: &Replication) {
-        let mut changed: HashMap<PageKey, [u64; PAGE_CHUNKS / 64]> = HashMap::new();
+        let mut changed: HashMap<PageKey, PageBits> = HashMap::new();
         for (disk, table) in ctx.state.tables().iter().enumerate() {
             let disk = disk as u16;
             let Some(base) = ctx.base_table(disk) else { continue };

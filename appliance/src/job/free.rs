@@ -1,8 +1,9 @@
 //! Free space of a session's disks: looked up in the snapshot, masked, told.
 //!
-//! Only with `--free-space auto`, and only in a snapshot that stands still: in a disk that is watched
-//! while it is read, a map and the blocks it speaks of may be of two moments. What is masked reads as
-//! zeroes for everything that follows, so ids, roots and the replica agree on it.
+//! Only with `--free-space auto`, and only in a snapshot of one moment: a clone, or a disk that is watched
+//! from before its maps are read until the last block is, so that a point is sealed only if nothing
+//! changed. (With `--allow-live` a changing disk is sealed all the same: there everything is kept.)
+//! What is masked reads as zeroes for everything that follows, so ids, roots and the replica agree on it.
 
 use std::sync::Arc;
 
@@ -59,18 +60,23 @@ impl DiskFree {
 }
 
 /// Looks up the free space of each disk and masks it. A list as long as the disks. Blocking.
-pub fn mask(mut snapshot: VmSnapshot, wish: FreeSpace) -> Result<(VmSnapshot, Vec<DiskFree>), Problem> {
+pub fn mask(
+    mut snapshot: VmSnapshot,
+    wish: FreeSpace,
+    allow_live: bool,
+) -> Result<(VmSnapshot, Vec<DiskFree>), Problem> {
     let mut all = Vec::new();
     for disk in &mut snapshot.disks {
         all.push(match (wish, disk.kind) {
             (FreeSpace::Keep, _) => DiskFree::default(),
-            (FreeSpace::Auto, SnapshotKind::Watch) => DiskFree {
+            (FreeSpace::Auto, SnapshotKind::Watch) if allow_live => DiskFree {
                 volumes: vec![DiskVolume {
                     name: "whole disk".into(),
                     kind: "unknown".into(),
                     skipped_bytes: 0,
                     reason:
-                        "kept: no clone could be taken, so its maps need not be of the moment of its blocks"
+                        "kept: no clone could be taken and changes are allowed, so its maps need not be of the moment \
+                             of its blocks"
                             .into(),
                 }],
                 ..DiskFree::default()

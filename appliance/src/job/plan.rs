@@ -58,7 +58,7 @@ impl JobManager {
         let (name, key) = (job.to_string(), peer.domain_key.clone());
         let (base, free_space) = (found.base, spec.free_space);
         let (snapshot, survey) = blocking(move || {
-            let snapshot = mask(host.snapshot(&request).map_err(Problem::from)?, free_space)?.0;
+            let snapshot = mask(host.snapshot(&request).map_err(Problem::from)?, free_space, false)?.0;
             let snapshot = Arc::new(snapshot);
             let survey = survey(&snapshot, &name, &repository, base.as_ref(), &key)?;
             Ok((snapshot, survey))

@@ -153,14 +153,13 @@ pub fn prepare_loop(
     Ok(())
 }
 
+/// The question, and which chunks' blocks it names.
 type Asked = (Probe, Vec<usize>);
+/// Chunks, and what to ask before they may go.
+type Prepared = (Vec<Ready>, Option<Asked>);
 
 /// Scans the chunks of a page, and gathers what to ask the target.
-fn prepare(
-    ctx: &Replication,
-    page: Work,
-    looks: bool,
-) -> Result<Option<(Vec<Ready>, Option<Asked>)>, AttemptError> {
+fn prepare(ctx: &Replication, page: Work, looks: bool) -> Result<Option<Prepared>, AttemptError> {
     let (mut probe, mut asked) = (Probe::default(), Vec::new());
     let mut chunks = Vec::with_capacity(page.wanted.len());
     for wanted in page.wanted {

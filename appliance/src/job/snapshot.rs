@@ -28,7 +28,7 @@ impl Driver {
             disks,
         };
         let identity = self.record.snapshot_identity.clone();
-        let wish = self.spec.free_space;
+        let (wish, allow_live) = (self.spec.free_space, self.record.allow_live);
         let taken = tokio::task::spawn_blocking(move || {
             let reopened = match identity {
                 Some(identity) => host.reopen(&request, &identity).map_err(Problem::from)?,
@@ -39,7 +39,7 @@ impl Driver {
                 Some(snapshot) => snapshot,
                 None => host.snapshot(&request).map_err(Problem::from)?,
             };
-            mask(snapshot, wish).map(|(snapshot, free)| (snapshot, free, again))
+            mask(snapshot, wish, allow_live).map(|(snapshot, free)| (snapshot, free, again))
         });
         let (snapshot, free, reopened) = taken
             .await

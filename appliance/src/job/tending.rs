@@ -36,11 +36,8 @@ impl JobManager {
                     () = parts.stop.cancelled() => true,
                 };
                 let anchors = parts.anchors.clone();
-                match tokio::task::spawn_blocking(move || anchors.save()).await {
-                    Ok(Err(error)) => {
-                        tracing::warn!(%error, "the content anchors cannot be saved; they stay in memory")
-                    }
-                    Ok(Ok(())) | Err(_) => {}
+                if let Ok(Err(error)) = tokio::task::spawn_blocking(move || anchors.save()).await {
+                    tracing::warn!(%error, "the content anchors cannot be saved; they stay in memory");
                 }
                 if stopped {
                     return;

@@ -199,7 +199,13 @@ fn expected_roots(disks: &Disks) -> Vec<crate::block::Root> {
 
 fn seal(building: &Building, disks: &Disks, at: i64) -> Arc<Point> {
     assert_eq!(building.roots(), expected_roots(disks));
-    building.seal(SealSpec { consistent: true, now: Moment::from_second(BASE_TIME + at).unwrap() }).unwrap()
+    building
+        .seal(SealSpec {
+            consistent: true,
+            now: Moment::from_second(BASE_TIME + at).unwrap(),
+            volumes: vec![],
+        })
+        .unwrap()
 }
 
 fn make_point(replica: &Arc<Replica>, session: &str, base: Option<&str>, disks: &Disks) -> Arc<Point> {
