@@ -16,7 +16,7 @@ use crate::world::{World, WorldSpec};
 const LINES: [(f64, u64, f64); 4] = [(20.0, 80, 0.0), (20.0, 80, 0.01), (100.0, 80, 0.0), (100.0, 80, 0.005)];
 
 /// A cold run of incompressible data, whole session, start and seal included.
-pub fn full_link(effort: Effort) -> Result<Vec<Figure>> {
+pub fn full_link(effort: &Effort) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (mbit, rtt, loss) in LINES {
         let (mut ours, mut theirs, mut shares) = (Vec::new(), Vec::new(), Vec::new());
