@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::meter::{Meter, Usage};
-use super::record::{Line, Run, Step, machine};
+use super::record::{Line, Run, Step, command, machine};
 use super::tools::Tool;
 use crate::process::finish;
 use crate::report::mib;
@@ -76,7 +76,7 @@ impl Bench {
             tool: tool.to_owned(),
             version: self.tool.version(),
             setting: self.tool.setting(),
-            command: format!("vbr-bench {part}"),
+            command: command(part, tool, line),
             line,
             congestion: self.congestion()?,
             steps,

@@ -129,6 +129,19 @@ pub struct Run {
     pub machine: String,
 }
 
+/// The command that measures a run again.
+pub fn command(part: &str, tool: &str, line: Line) -> String {
+    let quoted = if tool.contains(' ') { format!("'{tool}'") } else { tool.to_owned() };
+    match (part, tool.strip_prefix("vbr ")) {
+        ("side-by-side", _) => format!("vbr-bench side-by-side --tools {quoted}"),
+        ("wall", _) => format!("vbr-bench wall --tools {quoted}"),
+        ("sequence", Some(mode)) if !mode.contains(',') => {
+            format!("vbr-bench sequence --lines {} --free-space {mode}", line.mbit)
+        }
+        _ => format!("vbr-bench {part}"),
+    }
+}
+
 impl Run {
     /// The named step.
     pub fn step(&self, image: &str) -> Option<&Step> {
