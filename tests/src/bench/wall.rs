@@ -4,7 +4,7 @@
 //! quiet day (web-v2 -> web-v3, 17 MiB) on clean and lossy ones, since a peer may take hours for more.
 //! Each tool gets to the older image once, unshaped, and goes back to that moment before each line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -67,7 +67,7 @@ fn one(effort: &Effort, name: &str, images: &[PathBuf]) -> Result<Vec<Figure>> {
 }
 
 /// One change over one line. The line has its shape before the sites meet again.
-fn cell(effort: &Effort, bench: &mut Bench, name: &str, line: Line, image: &PathBuf) -> Result<Figure> {
+fn cell(effort: &Effort, bench: &mut Bench, name: &str, line: Line, image: &Path) -> Result<Figure> {
     bench.tool.link()?.reshape(line.config());
     bench.tool.restore()?;
     eprint!("   {:<28}", line.words());

@@ -23,7 +23,7 @@ impl Lines {
         let height = 460.0;
         let mut canvas = Canvas::new(height, &self.title);
         let legend = canvas.legend(62.0, &self.series, true);
-        let (left, right, above, below) = (84.0, WIDTH - 110.0, 62.0 + legend + 8.0, height - 62.0);
+        let (left, right, above, below) = (84.0, WIDTH - 150.0, 62.0 + legend + 8.0, height - 62.0);
         let values = || self.series.iter().flat_map(|one| one.values.iter().flatten());
         let least = values().fold(f64::INFINITY, |a, b| a.min(*b)).clamp(1e-3, 1e9);
         let most = values().fold(least, |a, b| a.max(*b)).max(least * 2.0);
@@ -55,14 +55,14 @@ impl Lines {
         canvas.finish()
     }
 
-    /// The value of each line's last point beside it, moved apart where they would touch.
+    /// The name and the last value of each line beside it, moved apart where they would touch.
     fn names(&self, canvas: &mut Canvas, x: f64, (above, below): (f64, f64), y: &dyn Fn(f64) -> f64) {
         const APART: f64 = 14.0;
         let last = |one: &Series| one.values.get(self.places.len().saturating_sub(1)).copied().flatten();
-        let mut ends: Vec<(f64, usize, f64)> = self
+        let mut ends: Vec<(f64, &str, f64)> = self
             .series
             .iter()
-            .filter_map(|one| last(one).map(|value| (y(value), one.colour, value)))
+            .filter_map(|one| last(one).map(|value| (y(value), one.name.as_str(), value)))
             .collect();
         ends.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut lowest = above;
@@ -71,9 +71,8 @@ impl Lines {
             lowest = end.0;
         }
         let over = (lowest - below).max(0.0);
-        for (at, colour, value) in ends {
-            canvas.mark(x + 2.0, at - over, colour);
-            canvas.text(x + 14.0, at - over + 4.0, Anchor::Start, "value", &format!("{} s", short(value)));
+        for (at, name, value) in ends {
+            canvas.text(x, at - over + 4.0, Anchor::Start, "value", &format!("{name} {}", short(value)));
         }
     }
 
@@ -117,7 +116,7 @@ mod tests {
         };
         let svg = lines.svg();
         // In the legend and at the one point.
-        assert_eq!(svg.matches("<circle").count(), 2);
+        assert_eq!(svg.matches("<circle").count(), 2, "{svg}");
         assert!(!svg.contains("NaN"));
     }
 }

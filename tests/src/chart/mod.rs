@@ -111,14 +111,18 @@ impl Canvas {
     /// A mark whose shape differs with its colour, for those who cannot tell colours apart.
     fn mark(&mut self, x: f64, y: f64, colour: usize) {
         let colour = colour % COLOURS.len();
-        let corners: &[(f64, f64)] = match colour % 4 {
+        let corners: &[(f64, f64)] = match colour {
             0 => {
                 let _ = writeln!(self.body, r#"<circle cx="{x:.1}" cy="{y:.1}" r="5" class="f{colour}"/>"#);
                 return;
             }
-            1 => &[(-5.0, -5.0), (5.0, -5.0), (5.0, 5.0), (-5.0, 5.0)],
+            1 => &[(-6.5, -3.0), (6.5, -3.0), (6.5, 3.0), (-6.5, 3.0)],
             2 => &[(0.0, -6.0), (6.0, 5.0), (-6.0, 5.0)],
-            _ => &[(0.0, -6.5), (6.5, 0.0), (0.0, 6.5), (-6.5, 0.0)],
+            3 => &[(0.0, -6.5), (6.5, 0.0), (0.0, 6.5), (-6.5, 0.0)],
+            4 => &[(0.0, 6.0), (6.0, -5.0), (-6.0, -5.0)],
+            5 => &[(-5.0, -5.0), (5.0, -5.0), (5.0, 5.0), (-5.0, 5.0)],
+            6 => &[(-3.0, -6.0), (3.0, -6.0), (6.0, 0.0), (3.0, 6.0), (-3.0, 6.0), (-6.0, 0.0)],
+            _ => &[(-5.0, 0.0), (5.0, -6.0), (5.0, 6.0)],
         };
         let points: Vec<String> =
             corners.iter().map(|(dx, dy)| format!("{:.1},{:.1}", x + dx, y + dy)).collect();
@@ -199,12 +203,8 @@ fn round_steps(most: f64) -> (f64, f64) {
 
 /// Three digits, no more.
 fn short(value: f64) -> String {
-    match value {
-        value if value >= 99.95 => format!("{value:.0}"),
-        value if value >= 9.95 => format!("{value:.1}").trim_end_matches(".0").to_owned(),
-        value if value == 0.0 => "0".into(),
-        value => format!("{value:.1}"),
-    }
+    let text = if value >= 99.95 { format!("{value:.0}") } else { format!("{value:.1}") };
+    text.trim_end_matches(".0").to_owned()
 }
 
 #[cfg(test)]
