@@ -1,11 +1,9 @@
 //! The document's pictures, each made of runs. A tool has one colour in all of them. No IO.
 
-use super::{Runs, tables};
+use super::{Runs, TOOLS, tables};
 use crate::bench::record::{Line, Run};
 use crate::chart::{Bars, Lines, Ranking, Series};
 use crate::workload::SEQUENCE;
-
-const TOOLS: [&str; 7] = ["vbr keep", "vbr auto", "rsync", "restic", "borg", "borg 64 KiB", "bita"];
 
 fn colour(tool: &str) -> usize {
     TOOLS.iter().position(|name| *name == tool).unwrap_or(TOOLS.len())

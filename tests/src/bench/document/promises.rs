@@ -34,7 +34,7 @@ fn limit(what: &str, measured: Option<u64>, most_mib: f64) -> Option<Figure> {
 fn against(what: &str, ours: Option<u64>, best: Option<(&str, u64)>, factor: f64) -> Option<Figure> {
     let (ours, (name, theirs)) = (ours?, best?);
     let share = ours as f64 / theirs as f64;
-    let value = format!("{share:.2} x ({} of {} MiB, {name})", mib(ours), mib(theirs));
+    let value = format!("{share:.3} x ({} of {} MiB, {name})", mib(ours), mib(theirs));
     Some(Figure::promised(what, &format!("<= {factor} x the best peer"), value, vec![share], share <= factor))
 }
 
