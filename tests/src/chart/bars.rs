@@ -2,6 +2,9 @@
 
 use super::{Anchor, Canvas, Series, WIDTH, round_steps, short};
 
+/// A value stands upright above a bar that is narrower than this.
+const UPRIGHT_BELOW: f64 = 30.0;
+
 /// Groups of bars, one bar a series, each with its value above it.
 #[derive(Clone, Debug)]
 pub struct Bars {
@@ -45,7 +48,12 @@ impl Bars {
                 let Some(Some(value)) = one.values.get(at) else { continue };
                 let x = start + bar * place as f64;
                 canvas.bar((x + 0.75, y(*value)), (bar - 1.5, below - y(*value)), one.colour);
-                canvas.upright(x + bar / 2.0 + 4.0, y(*value) - 4.0, Anchor::Start, "value", &short(*value));
+                if bar >= UPRIGHT_BELOW {
+                    canvas.text(x + bar / 2.0, y(*value) - 5.0, Anchor::Middle, "value", &short(*value));
+                } else {
+                    let foot = y(*value) - 4.0;
+                    canvas.upright(x + bar / 2.0 + 4.0, foot, Anchor::Start, "value", &short(*value));
+                }
             }
         }
         canvas.finish()

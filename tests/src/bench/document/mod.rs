@@ -41,7 +41,7 @@ pub fn write(effort: &Effort) -> Result<Vec<Figure>> {
     text += &resources(&runs);
     text += &walls(&runs, &effort.docs)?;
     text += &loads(&runs, &effort.docs)?;
-    text += &curves(&runs);
+    text += &curves(&runs, &effort.docs)?;
     text += &method(&runs);
     let path = effort.docs.join("benchmarks.md");
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
@@ -213,14 +213,18 @@ fn loads(runs: &Runs, docs: &Path) -> Result<String> {
     Ok(format!("## Where the time goes\n\nHow busy each stage of vbr was, as its sessions say.\n\n{text}"))
 }
 
-fn curves(runs: &Runs) -> String {
+fn curves(runs: &Runs, docs: &Path) -> Result<String> {
     let mut text = String::new();
+    let caches = tables::by_percent(runs.of("source-cache"));
+    if !caches.is_empty() {
+        save(docs, "source-cache.svg", &pictures::source_cache(&caches))?;
+    }
     let keep = runs.ours("keep", 0.0);
     for (part, words) in [
         (
             "source-cache",
             "## Less cache at the source\n\n`cache.size` of the source in percent of the data of the database server's disk; \
-             MiB both ways, unshaped.\n\n",
+             MiB both ways, unshaped.\n\n![Bytes on the line by size of the source's cache](source-cache.svg)\n\n",
         ),
         ("anchor-memory", "## Less memory for anchors\n\nMiB both ways, unshaped.\n\n"),
     ] {
@@ -242,7 +246,7 @@ fn curves(runs: &Runs) -> String {
     for run in runs.of("overhead") {
         text += &format!("## Data that cannot be made smaller\n\n{}\n", tables::shares(run));
     }
-    text
+    Ok(text)
 }
 
 fn method(runs: &Runs) -> String {

@@ -66,6 +66,25 @@ pub fn wall(runs: &Runs, title: &str, image: &str, loss: f64) -> Option<String> 
     Some(Lines { title, across, axis, places, series }.svg())
 }
 
+/// A group a size of the source's cache, a bar an image that has an older version.
+pub fn source_cache(runs: &[&Run]) -> String {
+    let size = |run: &Run| run.tool.rsplit(' ').next().unwrap_or_default().replace('%', " %");
+    let images = ["web-v2", "web-v3", "db-v2"];
+    let series = images.iter().enumerate().map(|(at, image)| Series {
+        name: (*image).to_owned(),
+        colour: [0, 3, 6][at],
+        values: runs.iter().map(|run| run.step(image).map(|step| mebibytes(step.bytes()))).collect(),
+    });
+    let bars = Bars {
+        title: "Bytes on the line by size of the source's cache".into(),
+        axis: "MiB".into(),
+        groups: runs.iter().map(|run| size(run)).collect(),
+        series: series.collect(),
+        top: None,
+    };
+    bars.svg()
+}
+
 /// A group an image, a bar a stage.
 pub fn loads(run: &Run) -> String {
     type Load = fn(&vbr_api::StageLoad) -> u8;
