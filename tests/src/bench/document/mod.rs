@@ -10,10 +10,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::record::{Line, Run, load};
+use super::record::{Line, Run, Step, load};
 use super::tools::PEERS;
 use super::{Effort, Figure};
-use crate::report::Table;
+use crate::report::{Table, mib};
 
 /// Every part that a run can come from, and what it measures.
 const PARTS: [(&str, &str); 8] = [
@@ -87,11 +87,11 @@ impl Runs {
         ["keep", "auto"].into_iter().filter_map(|mode| self.shown(mode)).chain(self.peers()).collect()
     }
 
-    fn wall(&self, image: &str, tool: &str, line: Line) -> Option<f64> {
+    fn wall(&self, image: &str, tool: &str, line: Line) -> Option<&Step> {
         let run = self.of("wall").find(|run| {
             run.tool == tool && run.line == line && run.steps.iter().all(|step| step.image == image)
         });
-        run?.step(image).map(|step| step.seconds)
+        run?.step(image)
     }
 
     /// Tools with wall times, vbr first.
@@ -135,6 +135,9 @@ fn introduction(runs: &Runs) -> String {
 }
 
 fn promised(promises: &[Figure]) -> String {
+    if promises.is_empty() {
+        return String::new();
+    }
     let mut table = Table::new(&["promise", "at least", "measured", "kept"]);
     for figure in promises {
         let kept = figure.kept.map_or("", |kept| if kept { "yes" } else { "NO" });
@@ -194,7 +197,9 @@ fn walls(runs: &Runs, docs: &Path) -> Result<String> {
         save(docs, name, &picture)?;
         text +=
             &format!("\n### {title}\n\n![{title}: seconds against the line's rate]({name})\n\nSeconds:\n\n");
-        text += &tables::wall(runs, image, loss);
+        text += &tables::wall(runs, image, loss, |step| format!("{:.1}", step.seconds));
+        text += "\nMiB on the line both ways, retransmits included:\n\n";
+        text += &tables::wall(runs, image, loss, |step| mib(step.bytes()));
     }
     Ok(text + "\n")
 }

@@ -58,7 +58,10 @@ pub fn wall(runs: &Runs, title: &str, image: &str, loss: f64) -> Option<String> 
     let series = runs.timed().into_iter().map(|tool| Series {
         name: tool.to_owned(),
         colour: colour(tool),
-        values: places.iter().map(|rate| runs.wall(image, tool, Line::wan(*rate, loss))).collect(),
+        values: places
+            .iter()
+            .map(|rate| runs.wall(image, tool, Line::wan(*rate, loss)).map(|step| step.seconds))
+            .collect(),
     });
     let series: Vec<Series> = series.filter(|one| one.values.iter().any(Option::is_some)).collect();
     let title = format!("{title}: wall time, 80 ms round trip");

@@ -110,8 +110,8 @@ fn walls(runs: &Runs, figures: &mut Vec<Figure>) {
     for (image, loss) in [("web-v2", 0.0), ("web-v3", 0.0), ("web-v3", 0.01)] {
         for rate in super::tables::rates(runs, image, loss) {
             let line = Line::wan(rate, loss);
-            let Some(ours) = runs.wall(image, "vbr keep", line) else { continue };
-            let peers = PEERS.iter().filter_map(|tool| Some((*tool, runs.wall(image, tool, line)?)));
+            let Some(ours) = runs.wall(image, "vbr keep", line).map(|step| step.seconds) else { continue };
+            let peers = PEERS.iter().filter_map(|tool| Some((*tool, runs.wall(image, tool, line)?.seconds)));
             let Some((name, theirs)) = peers.min_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
             let what = format!("{image}, {}: wall time", line.words());
             let value = format!("{ours:.1} s ({theirs:.1} s, {name})");

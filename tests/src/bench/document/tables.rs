@@ -56,16 +56,16 @@ pub fn resources(runs: &[&Run]) -> String {
     )
 }
 
-/// Seconds by tool and rate.
-pub fn wall(runs: &Runs, image: &str, loss: f64) -> String {
+/// What `cell` says of a step, by tool and rate.
+pub fn wall(runs: &Runs, image: &str, loss: f64, cell: fn(&Step) -> String) -> String {
     let rates = rates(runs, image, loss);
     let headings: Vec<String> =
         std::iter::once("tool".to_owned()).chain(rates.iter().map(|rate| format!("{rate} Mbit/s"))).collect();
     let mut table = Table::new(&headings.iter().map(String::as_str).collect::<Vec<_>>());
     for tool in runs.timed() {
-        let times = rates.iter().map(|rate| runs.wall(image, tool, Line::wan(*rate, loss)));
-        let times = times.map(|seconds| seconds.map_or("-".into(), |seconds| format!("{seconds:.1}")));
-        let cells: Vec<String> = std::iter::once(tool.to_owned()).chain(times).collect();
+        let steps = rates.iter().map(|rate| runs.wall(image, tool, Line::wan(*rate, loss)));
+        let said = steps.map(|step| step.map_or("-".into(), cell));
+        let cells: Vec<String> = std::iter::once(tool.to_owned()).chain(said).collect();
         table.row(&cells);
     }
     table.markdown()
