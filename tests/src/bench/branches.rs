@@ -64,7 +64,7 @@ pub fn second_branch(effort: &Effort) -> Result<Vec<Figure>> {
 /// Thirty sites, each with the same system and data of its own, all at once into one target.
 pub fn thirty(effort: &Effort) -> Result<Vec<Figure>> {
     let world = World::start(&WorldSpec { cache_size: "2GiB".into(), ..WorldSpec::default() })?;
-    let disks = small_machines(&world, effort.divide)?;
+    let disks = small_machines(&world.path("machines"), effort.divide)?;
     let mut sites = Vec::new();
     for (number, disk) in disks.iter().enumerate() {
         let name = format!("branch-{number:02}");
@@ -104,14 +104,13 @@ pub fn thirty(effort: &Effort) -> Result<Vec<Figure>> {
 }
 
 /// Disks of thirty machines: copies of one system, and files of their own.
-fn small_machines(world: &World, divide: u64) -> Result<Vec<PathBuf>> {
-    let (system, template) = (world.path("system"), world.path("template.img"));
+fn small_machines(dir: &Path, divide: u64) -> Result<Vec<PathBuf>> {
+    let (system, template) = (dir.join("system"), dir.join("template.img"));
     disk::tree(&system, &["/usr/bin", "/usr/lib"], 0, 24 * MIB / divide)?;
     disk::ext4(&template, 64 * MIB, &system, 30)?;
     (0..BRANCHES)
         .map(|number| {
-            let (own, image) =
-                (world.path(&format!("own-{number}")), world.path(&format!("vm-{number}.img")));
+            let (own, image) = (dir.join(format!("own-{number}")), dir.join(format!("vm-{number}.img")));
             std::fs::create_dir_all(&own)?;
             let half = 2 * MIB / divide;
             disk::random(&own.join("upload.bin"), half, 900 + number)?;
@@ -224,4 +223,23 @@ fn record(part: &str, meter: &Meter, setting: &str, steps: Vec<Step>) -> Result<
         target_rss: target.rss,
         machine: machine(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_share_a_system_and_have_data_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = small_machines(dir.path(), 8).unwrap();
+        assert_eq!(disks.len() as u64, BRANCHES);
+        let mut counter = crate::counter::Counter::default();
+        let first = counter.count(&disks[0], None).unwrap();
+        let second = counter.count(&disks[1], None).unwrap();
+        assert!(
+            second.unseen_bytes > 0 && second.unseen_bytes < first.unseen_bytes / 2,
+            "{first:?} {second:?}"
+        );
+    }
 }

@@ -81,3 +81,21 @@ const WORDS: [&str; 16] = [
     "order ", "item ", "price ", "stock ", "vendor ", "cart ", "user ", "login ", "GET ", "POST ", "200 ",
     "404 ", "2026-01-", "error ", "retry ", "done\n",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_makes_them_smaller() {
+        let dir = tempfile::tempdir().unwrap();
+        for (number, fill) in [random as Fill, encrypted, compressed].into_iter().enumerate() {
+            let path = dir.path().join(number.to_string());
+            fill(&path, 2 * MIB).unwrap();
+            let plain = std::fs::read(&path).unwrap();
+            assert_eq!(plain.len() as u64, 2 * MIB);
+            let packed = zstd::bulk::compress(&plain, 9).unwrap().len();
+            assert!(packed * 1000 > plain.len() * 995, "{number}: {packed}");
+        }
+    }
+}
