@@ -1,10 +1,13 @@
 //! The image sequence of the byte figures: where it is, in which order, and which image is the older
 //! version of which. Images are made by `tests/workload/make-images`.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
 
 /// The order in which the images are replicated.
 pub const SEQUENCE: [&str; 6] = ["web-v1", "web-v2", "web-v3", "db-v1", "db-v2", "desk-v1"];
@@ -36,11 +39,29 @@ pub fn images() -> Result<Vec<PathBuf>> {
     images_in(&directory)
 }
 
+/// Only one process at a time: disks are hard links to the images, and each new link changes an image's
+/// time of change, which tools take for a change of the data. Held until the process ends.
+fn lock(directory: &Path) -> Result<()> {
+    static HELD: OnceLock<File> = OnceLock::new();
+    if HELD.get().is_some() {
+        return Ok(());
+    }
+    let file = File::open(directory)?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        eprintln!("   another process measures with these images: waiting for it");
+        flock(&file, FlockOperation::LockExclusive)?;
+    }
+    // Lost only where two threads come here at once, which holds the lock twice: as good.
+    let _ = HELD.set(file);
+    Ok(())
+}
+
 fn images_in(directory: &Path) -> Result<Vec<PathBuf>> {
     let images: Vec<PathBuf> = SEQUENCE.iter().map(|name| directory.join(format!("{name}.img"))).collect();
     if let Some(missing) = images.iter().find(|image| !image.is_file()) {
         bail!("{} is missing: make the images with tests/workload/make-images", missing.display());
     }
+    lock(directory)?;
     Ok(images)
 }
 
