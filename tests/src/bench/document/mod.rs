@@ -224,14 +224,14 @@ fn curves(runs: &Runs, docs: &Path) -> Result<String> {
     if !caches.is_empty() {
         save(docs, "source-cache.svg", &pictures::source_cache(&caches))?;
     }
-    let keep = runs.ours("keep", 0.0);
+    let keep = runs.ours("keep", 20.0);
     for (part, words) in [
         (
             "source-cache",
             "## Less cache at the source\n\n`cache.size` of the source in percent of the data of the database server's disk; \
-             MiB both ways, unshaped.\n\n![Bytes on the line by size of the source's cache](source-cache.svg)\n\n",
+             MiB both ways.\n\n![Bytes on the line by size of the source's cache](source-cache.svg)\n\n",
         ),
-        ("anchor-memory", "## Less memory for anchors\n\nMiB both ways, unshaped.\n\n"),
+        ("anchor-memory", "## Less memory for anchors\n\nMiB both ways.\n\n"),
     ] {
         let all: Vec<&Run> = tables::by_percent(runs.of(part)).into_iter().chain(keep).collect();
         if runs.of(part).next().is_some() {
@@ -240,7 +240,7 @@ fn curves(runs: &Runs, docs: &Path) -> Result<String> {
     }
     for run in runs.of("second-branch") {
         text += &format!(
-            "## A second branch\n\ndesk-v1 comes from a site that holds nothing, after another sent the rest; MiB both ways.\
+            "## A second branch\n\ndesk-v1 comes from a site that holds nothing, after another sent the rest unshaped; MiB both ways.\
              \n\n{}\n",
             tables::bytes(&[run])
         );
