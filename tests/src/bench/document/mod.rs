@@ -127,8 +127,12 @@ fn introduction(runs: &Runs) -> String {
     if !absent.is_empty() {
         text += &format!("Peers without a run (not to be had, or not asked for): {}.\n\n", absent.join(", "));
     }
+    let tools = runs.all_tools();
+    if tools.is_empty() {
+        return text;
+    }
     let mut table = Table::new(&["tool", "version", "what it is told"]);
-    for run in runs.all_tools() {
+    for run in tools {
         table.row(&[&run.tool, &run.version, &format!("`{}`", run.setting)]);
     }
     text + &table.markdown() + "\n"
