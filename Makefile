@@ -17,6 +17,8 @@ SYSTEM_TEST_THREADS ?= 2
 
 # What it takes to build, and what tests, demo and benchmark use besides.
 BUILD_PACKAGES := build-essential clang libclang-dev pkg-config git ca-certificates
+# Not openssh-server, which restic and borg need as peers: installing it starts the system's own.
+BENCH_PACKAGES := restic borgbackup openssh-client debootstrap python3
 TEST_PACKAGES := qemu-utils xfsprogs btrfs-progs e2fsprogs fdisk util-linux iproute2 iperf3 procps rsync zstd systemd
 
 .PHONY: help
@@ -45,7 +47,8 @@ demo: build ## two sites, a link of 20 Mbit/s and 80 ms, three replications, a t
 	$(BIN)/vbr-demo
 
 .PHONY: bench
-bench: build ## measures the figures that are promised
+bench: build ## measures the figures that are promised, and the other tools beside; writes docs/benchmarks.md
+	@packaging/deps $(BENCH_PACKAGES)
 	$(BIN)/vbr-bench
 
 .PHONY: lint

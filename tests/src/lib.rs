@@ -4,6 +4,7 @@
 //! The suites are in `tests/tests/`, the tools in `tests/src/bin/`; README.md says how to run each.
 
 pub mod bench;
+pub mod chart;
 pub mod counter;
 pub mod disk;
 pub mod fault;

@@ -40,6 +40,8 @@ pub struct WorldSpec {
     pub target_toml: String,
     /// `[cache] size` of both.
     pub cache_size: String,
+    /// The same of the source alone.
+    pub source_cache_size: Option<String>,
     /// `retention.min_age` of the target.
     pub min_age: String,
     /// `datastore.reserve` of the target.
@@ -58,6 +60,7 @@ impl Default for WorldSpec {
             source_toml: String::new(),
             target_toml: String::new(),
             cache_size: "1GiB".into(),
+            source_cache_size: None,
             min_age: "0".into(),
             reserve: "16MiB".into(),
         }
@@ -182,7 +185,12 @@ impl World {
 
     /// Runs a job to its end and wants success.
     pub fn run(&self, job: &str) -> Result<Session> {
-        let session: Session = self.source.json_within(&["job", "run", job, "--wait"], SESSION)?;
+        self.run_within(job, SESSION)
+    }
+
+    /// The same with a time limit of its own.
+    pub fn run_within(&self, job: &str, limit: Duration) -> Result<Session> {
+        let session: Session = self.source.json_within(&["job", "run", job, "--wait"], limit)?;
         self.expect_success(session)
     }
 
@@ -300,7 +308,8 @@ fn source_toml(spec: &WorldSpec, loopback: bool) -> String {
     };
     format!(
         "{rate}[cache]\nsize = \"{}\"\nreserve = \"0\"\n[source]\nsnapshot_floor = \"0\"\n{}\n",
-        spec.cache_size, spec.source_toml
+        spec.source_cache_size.as_ref().unwrap_or(&spec.cache_size),
+        spec.source_toml
     )
 }
 

@@ -14,13 +14,13 @@ const SOURCE_MAX: u64 = 256 * MIB;
 const TARGET_MAX: u64 = 512 * MIB;
 
 /// Peak resident sets, and the unchanged run of the large sparse disk.
-pub fn peaks(effort: Effort) -> Result<Vec<Figure>> {
+pub fn peaks(effort: &Effort) -> Result<Vec<Figure>> {
     let mut figures = ten_at_once(effort)?;
     figures.extend(sparse_giant(effort)?);
     Ok(figures)
 }
 
-fn ten_at_once(effort: Effort) -> Result<Vec<Figure>> {
+fn ten_at_once(effort: &Effort) -> Result<Vec<Figure>> {
     let world = World::paired(&WorldSpec { cache_size: "4GiB".into(), ..WorldSpec::default() })?;
     let disks: Vec<(String, PathBuf)> =
         (0..10).map(|n| (format!("vm{n}"), world.path(&format!("vm{n}.img")))).collect();
@@ -37,7 +37,7 @@ fn ten_at_once(effort: Effort) -> Result<Vec<Figure>> {
     rss_figures(&world, "ten sessions at once")
 }
 
-fn sparse_giant(effort: Effort) -> Result<Vec<Figure>> {
+fn sparse_giant(effort: &Effort) -> Result<Vec<Figure>> {
     let world = World::paired(&WorldSpec { cache_size: "4GiB".into(), ..WorldSpec::default() })?;
     let image = world.path("giant.img");
     let (len, data) = (10_000_000_000_000u64, 1024 * MIB / effort.divide);

@@ -4,14 +4,22 @@
 //! says of itself is used where only it can know (bytes resent) or where the promise is about it.
 //! Every subset builds worlds of its own and removes them.
 
+mod branches;
 mod bytes;
+mod carry;
+mod document;
 mod link;
 mod memory;
-mod peers;
+mod meter;
+mod noise;
+pub mod record;
 mod resume;
+mod sequence;
 mod speed;
+pub mod tools;
+mod wall;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -49,43 +57,98 @@ impl Figure {
     }
 }
 
-/// How often each measurement is repeated and how large its disks are.
-#[derive(Clone, Copy, Debug)]
+/// How much is measured, and where it goes.
+#[derive(Clone, Debug)]
 pub struct Effort {
     /// Repetitions; the median counts.
     pub runs: usize,
     /// Divides disk sizes, for a quick look.
     pub divide: u64,
+    /// Directory for figures and runs.
+    pub out: PathBuf,
+    /// Directory for the document and its pictures.
+    pub docs: PathBuf,
+    /// Tools to compare; all where empty.
+    pub tools: Vec<String>,
+    /// Mbit/s of the lines for vbr's sequences; 0 is unshaped.
+    pub lines: Vec<f64>,
+    /// Rates of the wall times; all where empty.
+    pub rates: Vec<f64>,
+    /// Ways of treating free space that vbr is measured with.
+    pub free_space: Vec<String>,
+    /// `cache.size` of the source in vbr's sequences: a size, or percent of the database disk's data.
+    pub source_cache: Option<String>,
+    /// `accelerator.anchor_memory` in vbr's sequences.
+    pub anchor_memory: Option<String>,
+    /// Also the cells of the wall times that take many minutes.
+    pub long: bool,
+}
+
+impl Effort {
+    fn wants(&self, tool: &str) -> bool {
+        self.tools.is_empty() || self.tools.iter().any(|wanted| wanted == tool)
+    }
+
+    fn wants_rate(&self, mbit: f64) -> bool {
+        self.rates.is_empty() || self.rates.contains(&mbit)
+    }
 }
 
 /// A subset of the figures.
-type Measure = fn(Effort) -> Result<Vec<Figure>>;
+type Measure = fn(&Effort) -> Result<Vec<Figure>>;
 
 /// Names of the subsets, in the order in which they run.
-pub const SUBSETS: [(&str, Measure); 8] = [
+pub const SUBSETS: [(&str, Measure); 15] = [
     ("unchanged", speed::unchanged),
     ("cold", speed::cold),
     ("link", link::full_link),
     ("resume", resume::resent),
     ("incompressible", bytes::incompressible),
     ("rss", memory::peaks),
-    ("sequence", bytes::sequence),
-    ("peers", peers::side_by_side),
+    ("sequence", sequence::ours),
+    ("side-by-side", sequence::side_by_side),
+    ("wall", wall::matrix),
+    ("source-cache", sequence::source_cache),
+    ("anchor-memory", sequence::anchor_memory),
+    ("second-branch", branches::second_branch),
+    ("thirty", branches::thirty),
+    ("overhead", noise::overhead),
+    ("document", document::write),
 ];
 
-/// Runs the named subsets (all but `peers` where none is named), writes `figures.json` and
-/// `figures.md` into `out`, prints a table. False where a promise was not kept.
-pub fn run(names: &[String], effort: Effort, out: &Path) -> Result<bool> {
-    if let Some(unknown) = names.iter().find(|name| SUBSETS.iter().all(|(known, _)| known != name)) {
+/// The subsets that `benchmarks` stands for: what the document is made of.
+const BENCHMARKS: [&str; 9] = [
+    "sequence",
+    "side-by-side",
+    "wall",
+    "source-cache",
+    "anchor-memory",
+    "second-branch",
+    "thirty",
+    "overhead",
+    "document",
+];
+
+/// True where `name` is asked for: by itself, by its group, or because nothing is.
+fn asked(names: &[String], name: &str) -> bool {
+    names.is_empty()
+        || names.iter().any(|asked| asked == name || asked == "benchmarks" && BENCHMARKS.contains(&name))
+}
+
+/// Runs the named subsets (all where none is named), writes `figures.json` and `figures.md` into
+/// `effort.out`, prints a table. False where a promise was not kept.
+pub fn run(names: &[String], effort: &Effort) -> Result<bool> {
+    let known = |name: &String| name == "benchmarks" || SUBSETS.iter().any(|(known, _)| known == name);
+    if let Some(unknown) = names.iter().find(|name| !known(name)) {
         let known: Vec<&str> = SUBSETS.iter().map(|(name, _)| *name).collect();
-        bail!("there is no subset {unknown}; known: {}", known.join(", "));
+        bail!("there is no subset {unknown}; known: {}, benchmarks", known.join(", "));
     }
+    let out = &effort.out;
     let mut table = Table::new(&["figure", "required", "measured", "kept", "command"]);
     let mut records = Vec::new();
     let mut all_kept = true;
     for (name, measure) in SUBSETS {
-        let wanted = if names.is_empty() { name != "peers" } else { names.iter().any(|asked| asked == name) };
-        if !wanted {
+        if !asked(names, name) {
             continue;
         }
         let started = Instant::now();

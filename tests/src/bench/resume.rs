@@ -13,7 +13,7 @@ use crate::world::{World, WorldSpec};
 const CUTS: u64 = 10;
 
 /// Ten cuts in one session; what the same session sends without cuts is subtracted.
-pub fn resent(effort: Effort) -> Result<Vec<Figure>> {
+pub fn resent(effort: &Effort) -> Result<Vec<Figure>> {
     let len = 160 * MIB / effort.divide;
     let spec = WorldSpec { link: LinkConfig::shaped(100.0, 40, 0.0), ..WorldSpec::default() };
     let (clean, _) = transfer(&spec, len, 0)?;

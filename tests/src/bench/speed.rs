@@ -15,7 +15,7 @@ use crate::report::median;
 use crate::world::{World, WorldSpec};
 
 /// Bytes both ways and speed over an unchanged disk that is in the page cache.
-pub fn unchanged(effort: Effort) -> Result<Vec<Figure>> {
+pub fn unchanged(effort: &Effort) -> Result<Vec<Figure>> {
     let len = 4096 * MIB / effort.divide;
     let world = World::paired(&WorldSpec { cache_size: "8GiB".into(), ..WorldSpec::default() })?;
     let image = world.path("disk.img");
@@ -62,7 +62,7 @@ pub fn unchanged(effort: Effort) -> Result<Vec<Figure>> {
 }
 
 /// A cold run with both sites on loopback.
-pub fn cold(effort: Effort) -> Result<Vec<Figure>> {
+pub fn cold(effort: &Effort) -> Result<Vec<Figure>> {
     let len = 1024 * MIB / effort.divide;
     let mut rates = Vec::new();
     let mut memory = Vec::new();

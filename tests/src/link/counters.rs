@@ -78,6 +78,11 @@ impl Counters {
         }
     }
 
+    /// Bytes of all IP packets, both ways, headers and acknowledgements included.
+    pub fn packet_bytes(&self) -> u64 {
+        self.up.bytes.load(Ordering::Relaxed) + self.down.bytes.load(Ordering::Relaxed)
+    }
+
     /// Packets, IP bytes, random losses and queue drops of one direction, for a person to read.
     pub fn describe(&self) -> String {
         let lane = |name: &str, lane: &LaneCounters| {
