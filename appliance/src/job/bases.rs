@@ -302,12 +302,7 @@ impl Bases {
     /// Keeps a chunk that was sent, for the day it is overwritten. Content that replaced other content has
     /// a record of being overwritten and may push out what has none; the rest fills what room is left.
     pub fn keep_sent(&self, ctx: &Replication, id: ChunkId, data: &[u8], replaced: bool) {
-        let kept = if replaced {
-            self.cache.append(ctx.key.tag(), id, data).map(|_| ())
-        } else {
-            self.cache.append_if_room(ctx.key.tag(), id, data)
-        };
-        if let Err(error) = kept {
+        if let Err(error) = self.cache.keep(ctx.key.tag(), id, data, replaced) {
             tracing::debug!(%error, "a chunk that was sent is not kept for later deltas");
         }
     }

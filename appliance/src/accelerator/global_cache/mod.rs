@@ -261,14 +261,17 @@ impl GlobalCache {
         Ok(Ticket(sequence))
     }
 
-    /// Appends a chunk only while nothing has to be evicted for it.
-    pub fn append_if_room(&self, tag: DomainTag, id: ChunkId, plain: &[u8]) -> Result<(), CacheError> {
+    /// Keeps a chunk that this site sent, as a base for what will overwrite it. `replaced`: it replaced
+    /// other content, so its place tends to be overwritten; the rest never pushes such content out.
+    pub fn keep(&self, tag: DomainTag, id: ChunkId, plain: &[u8], replaced: bool) -> Result<(), CacheError> {
         let shared = &self.shared;
-        let room = shared.state().has_room(
-            format::RECORD_HEADER_BYTES as usize + plain.len(),
-            &shared.settings,
-            &shared.files,
-        );
+        if replaced {
+            self.append(tag, id, plain)?;
+            shared.state().mark_hot();
+            return Ok(());
+        }
+        let len = format::RECORD_HEADER_BYTES as usize + plain.len();
+        let room = shared.state().has_cold_room(len, &shared.settings, &shared.files);
         if room {
             self.append(tag, id, plain)?;
         }

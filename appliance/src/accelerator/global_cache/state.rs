@@ -26,6 +26,9 @@ pub(super) struct Pack {
     pub records: u32,
     /// Hit since the last sweep: gets one more round.
     pub hit: bool,
+    /// Records of content that replaced other content: what has a record of being overwritten. (Known
+    /// until the next restart.)
+    pub hot: u32,
     /// The open pack when an append found its chunk here: pins from then on hold this pack too.
     pub touched: u64,
     /// Records that are not in the index yet.
@@ -37,6 +40,13 @@ pub(super) struct OpenPack {
     pub file: Arc<File>,
     pub offset: u32,
     pub entries: Vec<Entry>,
+}
+
+impl Pack {
+    /// True where most of its content replaced other content.
+    fn is_hot(&self) -> bool {
+        self.hot * 2 > self.records
+    }
 }
 
 /// A file whose data the committer has to sync, and what it then says of the pack.
@@ -109,12 +119,23 @@ impl State {
         })
     }
 
-    /// True where one more record fits without an eviction.
-    pub fn has_room(&self, record_len: usize, settings: &Settings, files: &Files) -> bool {
+    /// True where one more record fits without evicting content that has a record of being overwritten.
+    pub fn has_cold_room(&self, record_len: usize, settings: &Settings, files: &Files) -> bool {
         let opened = if self.open.is_some() { settings.pack_bytes } else { 0 };
+        let open = self.open.as_ref().map(|open| open.number);
+        let cold = |(number, pack): (&u64, &Pack)| Some(*number) != open && !pack.is_hot();
         self.fits(record_len, settings)
             || (self.closed_bytes + opened + settings.pack_bytes <= settings.size_bytes
                 && files.free().is_none_or(|free| free >= settings.reserve_bytes + settings.pack_bytes))
+            || self.packs.iter().any(cold)
+    }
+
+    /// The open pack's newest record is of content that replaced other content.
+    pub fn mark_hot(&mut self) {
+        let open = self.open.as_ref().map(|open| open.number);
+        if let Some(pack) = open.and_then(|number| self.packs.get_mut(&number)) {
+            pack.hot += 1;
+        }
     }
 
     /// Writes a record behind the others of the open pack; its ticket. The caller has checked `fits`.
@@ -163,7 +184,7 @@ impl State {
     pub fn adopt(&mut self, number: u64, file: Arc<File>, offset: u32, entries: Vec<Entry>) {
         let (bytes, records) = (u64::from(offset), entries.len() as u32);
         self.chunks += u64::from(records);
-        self.packs.insert(number, Pack { bytes, records, hit: false, touched: 0, uncommitted: 0 });
+        self.packs.insert(number, Pack { bytes, records, hit: false, hot: 0, touched: 0, uncommitted: 0 });
         self.open = Some(OpenPack { number, file, offset, entries });
     }
 
@@ -171,7 +192,7 @@ impl State {
     pub fn add_closed(&mut self, number: u64, bytes: u64, records: u32) {
         self.closed_bytes += bytes;
         self.chunks += u64::from(records);
-        self.packs.insert(number, Pack { bytes, records, hit: false, touched: 0, uncommitted: 0 });
+        self.packs.insert(number, Pack { bytes, records, hit: false, hot: 0, touched: 0, uncommitted: 0 });
     }
 
     fn close(&mut self, files: &Files) {
@@ -220,12 +241,13 @@ impl State {
         Ok(Room::Made)
     }
 
-    /// Second chance: packs hit since the last sweep are passed over once. Pinned packs only where
-    /// nothing else is left: the bound on the disk is a promise, what a pin saves is bandwidth.
+    /// Second chance: packs hit since the last sweep are passed over once. Packs of content that tends to
+    /// be overwritten go after all others: their content serves as a base soon. Pinned packs only
+    /// where nothing else is left: the bound on the disk is a promise, what a pin saves is bandwidth.
     fn choose(&mut self) -> Option<u64> {
         let open = self.open.as_ref().map(|open| open.number);
         let floor = self.pins.keys().next().copied().unwrap_or(u64::MAX);
-        for round in 0..3 {
+        for round in 0..4 {
             let halves = [
                 (Bound::Included(self.hand), Bound::Unbounded),
                 (Bound::Unbounded, Bound::Excluded(self.hand)),
@@ -233,7 +255,8 @@ impl State {
             for half in halves {
                 for (number, pack) in self.packs.range_mut(half) {
                     let pinned = *number >= floor || pack.touched >= floor;
-                    if Some(*number) == open || pack.uncommitted > 0 || (pinned && round < 2) {
+                    let passed = (pinned && round < 3) || (pack.is_hot() && round < 2);
+                    if Some(*number) == open || pack.uncommitted > 0 || passed {
                         continue;
                     }
                     if round == 0 && std::mem::take(&mut pack.hit) {
