@@ -81,6 +81,11 @@ impl BatchBuilder {
         self.ends.push(self.plain.len());
     }
 
+    /// Stored bytes to expect without bases, from a piece of each chunk.
+    pub fn expected_bytes(&self) -> usize {
+        self.expected
+    }
+
     /// Plain bytes so far.
     pub fn plain_bytes(&self) -> usize {
         self.plain.len()

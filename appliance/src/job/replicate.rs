@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -22,7 +21,7 @@ use super::scan::{Room, scan_disk};
 use super::send::{Outgoing, batch_loop, transmit};
 use super::session::SessionHandle;
 use super::source_state::{Ids, PageKey, SourceState};
-use crate::accelerator::effort::{Controller, Effort};
+use crate::accelerator::effort::{Controller, Effort, Made};
 use crate::block::{BlockRead, DomainKey, PageHash};
 use crate::error::Problem;
 use crate::host::VmSnapshot;
@@ -136,9 +135,9 @@ impl Replication {
     }
 
     /// A batch was made and queued.
-    pub fn batch_made(&self, plain: usize, stored: usize, work: Duration, waited: Duration) {
+    pub fn batch_made(&self, made: Made) {
         let mut controller = self.effort.lock().unwrap_or_else(PoisonError::into_inner);
-        controller.made(plain, stored, work, waited);
+        controller.made(made);
         let (effort, batch_bytes) = (controller.effort(), controller.batch_bytes() as u64);
         let reason = controller.reason();
         drop(controller);

@@ -18,7 +18,7 @@ use super::prepare::{Ready, block_of};
 use super::replicate::{AttemptError, Credit, Replication};
 use super::source_state::SentIds;
 use crate::accelerator::batch::{BatchBuilder, Prefix};
-use crate::accelerator::effort::Effort;
+use crate::accelerator::effort::{Effort, Made};
 use crate::accelerator::prefix;
 use crate::block::{CHUNK_BYTES, ChunkId, Geometry, PAGE_CHUNKS};
 use crate::error::Problem;
@@ -58,16 +58,19 @@ pub fn batch_loop(
         if !queue.is_empty() {
             let permit = runtime.block_on(ctx.compressors.clone().acquire_owned());
             let start = Instant::now();
-            let (batches, plain) = build(ctx, &mut queue, &mut sent, plain_bytes)?;
-            let work = start.elapsed();
+            let (batches, mut made) = build(ctx, &mut queue, &mut sent, plain_bytes)?;
+            made.work = start.elapsed();
             drop(permit);
-            let (stored, start) = (batches.iter().map(|batch| batch.payload.len()).sum(), Instant::now());
+            made.stored = batches.iter().map(|batch| batch.payload.len()).sum();
+            let start = Instant::now();
             for batch in batches {
                 if runtime.block_on(out.send(Outgoing::Batch(batch))).is_err() {
                     return Ok(());
                 }
             }
-            ctx.batch_made(plain, stored, work, start.elapsed());
+            made.waited = start.elapsed();
+            tracing::debug!(effort = ctx.effort().name, ?made, "a batch was made");
+            ctx.batch_made(made);
         } else if ctx.state.may_seal() {
             ctx.state.begin_seal();
             if runtime.block_on(out.send(Outgoing::Seal)).is_err() {
@@ -116,7 +119,7 @@ fn build(
     queue: &mut VecDeque<Ready>,
     sent: &mut SentIds,
     plain_bytes: usize,
-) -> Result<(Vec<Batch>, usize), AttemptError> {
+) -> Result<(Vec<Batch>, Made), AttemptError> {
     let accelerator = &ctx.handle.clocks.source_accelerator;
     let mut builder = BatchBuilder::default();
     let mut literals = Vec::new();
@@ -148,9 +151,11 @@ fn build(
         done.push((wanted, id));
     }
     let effort = ctx.effort();
-    let plain = builder.plain_bytes();
+    let (plain, sampled) = (builder.plain_bytes(), builder.expected_bytes());
+    let start = Instant::now();
     let prefix = accelerator.time(|| gather(ctx, &literals, &builder, plain_bytes, &effort));
     accelerator.time(|| keep(ctx, &literals, &builder));
+    tracing::debug!(prefix_bytes = prefix.bytes.len(), gathered = ?start.elapsed(), plain, "bases of a batch");
     let batches = accelerator.time(|| builder.finish(prefix, &effort)).map_err(|e| {
         AttemptError::Problem(Problem::new("internal", "packing a batch", e.to_string(), "report this"))
     })?;
@@ -160,7 +165,7 @@ fn build(
             ctx.settle_page((wanted.disk, wanted.page), &whole.ids, false)?;
         }
     }
-    Ok((batches, plain))
+    Ok((batches, Made { plain, sampled, ..Made::default() }))
 }
 
 /// The blocks that resemble the batch's content and that the target has. None for chunks it asks for
