@@ -14,3 +14,4 @@ pub mod identify;
 pub mod prefix;
 pub mod recipe;
 pub mod resolve;
+pub mod shared_filter;

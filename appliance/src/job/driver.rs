@@ -16,7 +16,7 @@ use super::base::{FoundBase, find_base, replica_state};
 use super::bases::Bases;
 use super::definitions::split_target;
 use super::free::DiskFree;
-use super::manager::Parts;
+use super::parts::Parts;
 use super::prepare::Probes;
 use super::records::SessionRecord;
 use super::replicate::{AttemptError, Base, Replication, replicate};

@@ -18,53 +18,15 @@ use vbr_api::{
 
 use super::definitions::{Definition, Definitions, check, split_target};
 use super::driver::Driver;
+use super::parts::{Parts, SourceStores};
 use super::records::{Records, SessionRecord};
 use super::session::SessionHandle;
 use super::snapshot::resolve;
-use crate::accelerator::anchors::AnchorStore;
-use crate::accelerator::global_cache::GlobalCache;
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::HostRegistry;
 use crate::limits::{COMPRESSORS_MAX, SOURCE_SESSIONS_MAX};
-use crate::repository::source::SourceRepository;
 use crate::wire::Wire;
-
-/// What sessions share.
-pub struct Parts {
-    /// The wire.
-    pub wire: Wire,
-    /// Source hosts.
-    pub hosts: Arc<HostRegistry>,
-    /// The backup repository.
-    pub repository: Arc<SourceRepository>,
-    /// Where content was seen.
-    pub anchors: Arc<AnchorStore>,
-    /// The global cache.
-    pub cache: Arc<GlobalCache>,
-    /// Keep what is sent in it.
-    pub keep_sent: bool,
-    /// What the line to each peer was last seen to take, bytes a second.
-    pub(super) lines: Mutex<BTreeMap<String, f64>>,
-    pub(super) records: Records,
-    pub(super) compressors: Arc<Semaphore>,
-    pub(super) slots: Arc<Semaphore>,
-    /// The appliance stops.
-    pub stop: CancellationToken,
-    pub(super) tasks: TaskTracker,
-}
-
-/// What a source keeps.
-pub struct SourceStores {
-    /// The backup repository.
-    pub repository: Arc<SourceRepository>,
-    /// Where content was seen.
-    pub anchors: Arc<AnchorStore>,
-    /// The global cache.
-    pub cache: Arc<GlobalCache>,
-    /// Keep what is sent in it.
-    pub keep_sent: bool,
-}
 
 struct State {
     jobs: BTreeMap<String, Definition>,

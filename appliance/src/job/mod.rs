@@ -13,6 +13,7 @@ mod driver;
 mod free;
 mod held;
 mod manager;
+mod parts;
 mod plan;
 mod point;
 mod prepare;
@@ -29,5 +30,6 @@ mod source_state;
 mod target;
 mod tending;
 
-pub use manager::{JobManager, Parts, SourceStores};
+pub use manager::JobManager;
+pub use parts::{Parts, SourceStores};
 pub use target::TargetService;

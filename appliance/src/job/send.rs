@@ -152,10 +152,8 @@ fn build(
     }
     let effort = ctx.effort();
     let (plain, sampled) = (builder.plain_bytes(), builder.expected_bytes());
-    let start = Instant::now();
     let prefix = accelerator.time(|| gather(ctx, &literals, &builder, plain_bytes, &effort));
     accelerator.time(|| keep(ctx, &literals, &builder));
-    tracing::debug!(prefix_bytes = prefix.bytes.len(), gathered = ?start.elapsed(), plain, "bases of a batch");
     let batches = accelerator.time(|| builder.finish(prefix, &effort)).map_err(|e| {
         AttemptError::Problem(Problem::new("internal", "packing a batch", e.to_string(), "report this"))
     })?;
@@ -192,13 +190,25 @@ fn gather(
     let anchors = literals.iter().flat_map(|literal| &literal.ready.anchors).map(|(anchor, _)| *anchor);
     let hits = ctx.bases.anchors.find(anchors);
     let room = (3 * plain_bytes).saturating_sub(prefix.bytes.len());
+    let (mut unknown, mut unconfirmed, mut gone) = (0, 0, 0);
     for ((image, chunk), blocks) in prefix::around(hits.into_iter().flatten(), room) {
-        let Some(found) = ctx.bases.find(ctx, image, chunk) else { continue };
-        let Some(from) = found.from else { continue };
-        let Some(data) = ctx.bases.bytes(ctx, image, chunk, &found.id) else { continue };
+        let Some(found) = ctx.bases.find(ctx, image, chunk) else {
+            unknown += 1;
+            continue;
+        };
+        let Some(from) = found.from else {
+            unconfirmed += 1;
+            continue;
+        };
+        let Some(data) = ctx.bases.bytes(ctx, image, chunk, &found.id) else {
+            gone += 1;
+            continue;
+        };
         prefix.runs.push(PrefixRun { from, blocks });
         prefix::blocks(&data, blocks).for_each(|block| prefix.bytes.extend_from_slice(block));
     }
+    let (runs, bytes) = (prefix.runs.len(), prefix.bytes.len());
+    tracing::debug!(runs, bytes, unknown, unconfirmed, gone, "bases of a batch");
     prefix
 }
 

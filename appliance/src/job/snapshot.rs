@@ -10,7 +10,7 @@ use vbr_api::{DiskSpec, JobSpec, SessionDisk};
 
 use super::driver::Driver;
 use super::free::mask;
-use super::manager::Parts;
+use super::parts::Parts;
 use crate::block::Geometry;
 use crate::error::Problem;
 use crate::host::{SnapshotRequest, SourceHost, VmSnapshot};

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use vbr_api::DiskFormat;
 
-use super::manager::{JobManager, Parts};
+use super::manager::JobManager;
+use super::parts::Parts;
 use super::prepare::block_of;
 use super::snapshot::resolve;
 use crate::accelerator::anchors::{BLOCK_BYTES, DiskKey, gear};
