@@ -28,6 +28,8 @@ const RAW_BYTES_TARGET: f64 = 512.0 * 1024.0;
 /// Stored bytes that fit between the batcher and the line: before that much was made, a line that does
 /// not make the batcher wait tells nothing.
 const PIPE_BYTES: usize = 5 << 20;
+/// Batches before the first decision: the very first ones are slow (memory is new, caches are cold).
+const BATCHES_FIRST: u32 = 3;
 /// Batches after which what a tier put out is forgotten, so that it is tried again.
 const FORGET_AFTER: u32 = 48;
 /// Smallest batch.
@@ -123,12 +125,24 @@ pub struct Controller {
     raw: bool,
     /// Stored bytes made since the batcher last waited for the line.
     unwaited: usize,
+    /// Batches made.
+    batches: u32,
 }
 
 impl Default for Controller {
     fn default() -> Self {
         let work = [None; TIERS.len()];
-        Self { tier: FIRST, work, line: None, ratio: 0.5, gain: None, waits: true, raw: false, unwaited: 0 }
+        Self {
+            tier: FIRST,
+            work,
+            line: None,
+            ratio: 0.5,
+            gain: None,
+            waits: true,
+            raw: false,
+            unwaited: 0,
+            batches: 0,
+        }
     }
 }
 
@@ -195,7 +209,8 @@ impl Controller {
     }
 
     fn choose(&mut self) {
-        let Some(line) = self.line else { return };
+        self.batches = self.batches.saturating_add(1);
+        let Some(line) = self.line.filter(|_| self.batches > BATCHES_FIRST) else { return };
         let cost = |tier: usize| self.seconds(tier).max(self.stored(tier) / line);
         let least = (0..TIERS.len()).map(cost).fold(f64::MAX, f64::min);
         let equal = (0..TIERS.len()).filter(|tier| cost(*tier) <= least * EQUAL);

@@ -11,6 +11,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
@@ -75,6 +76,8 @@ pub struct Bases {
     held: Mutex<HeldBases>,
     memory: Mutex<Memory>,
     built: Mutex<Built>,
+    /// Something was sent whose anchors nobody looked for: the line was too fast for that.
+    unlearned: AtomicBool,
 }
 
 /// Chunks of the point being built that the target has.
@@ -119,6 +122,7 @@ impl Bases {
             images,
             held: Mutex::default(),
             memory: Mutex::new(memory),
+            unlearned: AtomicBool::new(false),
             built: Mutex::new(Built { pages: HashMap::new(), cursors: vec![0; disks] }),
         }
     }
@@ -134,6 +138,13 @@ impl Bases {
         let bits = built.pages.entry(key).or_insert([0; PAGE_CHUNKS / 64]);
         for position in positions.into_iter().filter(|position| *position < PAGE_CHUNKS) {
             bits[position / 64] |= 1 << (position % 64);
+        }
+    }
+
+    /// A chunk was sent, with or without a look for its anchors.
+    pub fn note_anchors(&self, looked: bool) {
+        if !looked {
+            self.unlearned.store(true, Ordering::Relaxed);
         }
     }
 
@@ -326,7 +337,8 @@ impl Bases {
                 changed.insert((disk, *page), bits);
             }
         }
-        self.anchors.sealed(&ctx.job, &ctx.session, |disk, chunk| {
+        let whole = !self.unlearned.load(Ordering::Relaxed);
+        self.anchors.sealed(&ctx.job, &ctx.session, whole, |disk, chunk| {
             let (page, position) = (chunk / PAGE_CHUNKS as u64, (chunk % PAGE_CHUNKS as u64) as usize);
             changed.get(&(disk, page)).is_none_or(|bits| bits[position / 64] & (1 << (position % 64)) == 0)
         });

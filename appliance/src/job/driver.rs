@@ -212,7 +212,7 @@ impl Driver {
         let state = replica_state(&wire, &peer.peer_id, &job).await?;
         if let Some(latest) = state.latest.as_ref().filter(|l| l.session == self.record.session.session) {
             // Sealed before; only the acknowledgement was lost, and with it what changed.
-            self.parts.anchors.sealed(&job, &self.record.session.session, |_, _| true);
+            self.parts.anchors.sealed(&job, &self.record.session.session, false, |_, _| true);
             return self.promote(&latest.point).await;
         }
         // After a root that did not match, everything is offered; what the target has is not sent.

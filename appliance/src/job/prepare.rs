@@ -214,7 +214,8 @@ fn offer_bases(ctx: &Replication, anchors: &[ChunkAnchor], offered: &mut Vec<Sho
     hits * 2 > anchors.len()
 }
 
-fn anchors_of(data: &[u8]) -> Vec<ChunkAnchor> {
+/// The anchors of a chunk.
+pub fn anchors_of(data: &[u8]) -> Vec<ChunkAnchor> {
     let mut anchors = Vec::new();
     gear::scan(data, |at, anchor| anchors.push((anchor, (at / BLOCK_BYTES) as u8)));
     anchors

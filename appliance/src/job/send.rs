@@ -14,7 +14,7 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
-use super::prepare::{Ready, block_of};
+use super::prepare::{Ready, anchors_of, block_of};
 use super::replicate::{AttemptError, Credit, Replication};
 use super::source_state::SentIds;
 use crate::accelerator::batch::{BatchBuilder, Prefix};
@@ -121,12 +121,13 @@ fn build(
     plain_bytes: usize,
 ) -> Result<(Vec<Batch>, Made), AttemptError> {
     let accelerator = &ctx.handle.clocks.source_accelerator;
+    let effort = ctx.effort();
     let mut builder = BatchBuilder::default();
     let mut literals = Vec::new();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut done = Vec::new();
     while !builder.is_full(plain_bytes) {
-        let Some(ready) = queue.pop_front() else { break };
+        let Some(mut ready) = queue.pop_front() else { break };
         let wanted = ready.wanted;
         let reader = ctx.reader(wanted.disk)?;
         let geometry = Geometry { disk_len: reader.len() };
@@ -146,11 +147,15 @@ fn build(
         } else {
             let from = builder.plain_bytes();
             builder.literal(wanted.disk, chunk, data);
+            // Prepared while the line seemed too fast for bases: its own disk's may serve all the same.
+            if ready.anchors.is_empty() && effort.bases && !wanted.forced {
+                ready.anchors = accelerator.time(|| anchors_of(data));
+            }
+            ctx.bases.note_anchors(!ready.anchors.is_empty() || effort.bases);
             literals.push(Literal { ready, chunk, id, bytes: from..builder.plain_bytes() });
         }
         done.push((wanted, id));
     }
-    let effort = ctx.effort();
     let (plain, sampled) = (builder.plain_bytes(), builder.expected_bytes());
     let prefix = accelerator.time(|| gather(ctx, &literals, &builder, plain_bytes, &effort));
     accelerator.time(|| keep(ctx, &literals, &builder));

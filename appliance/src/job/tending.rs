@@ -1,7 +1,7 @@
 //! Keeping the content anchors: saving them now and then, and learning them again where they were lost.
 //!
-//! Two background tasks of the job manager. Learning reads the disks of jobs that have a restore point and
-//! no anchors, as they lie there now (what changed since is learned as it is sent), at no more than
+//! Two background tasks of the job manager. Learning reads the disks of jobs that have a restore point whose
+//! content was not all scanned (the table was lost, or the line too fast for bases), as they lie there now (what changed since is learned as it is sent), at no more than
 //! [`LEARN_BYTES_PER_SECOND`]. Disks that can only be read through a process of their own (qcow2) are left
 //! to their next full run.
 
@@ -46,7 +46,16 @@ impl JobManager {
             }
         });
         let manager = self.clone();
-        self.parts.tasks.spawn_blocking(move || manager.learn_missing());
+        self.parts.tasks.spawn(async move {
+            loop {
+                let learner = manager.clone();
+                let _ = tokio::task::spawn_blocking(move || learner.learn_missing()).await;
+                tokio::select! {
+                    () = tokio::time::sleep(SAVE_INTERVAL) => {}
+                    () = manager.parts.stop.cancelled() => return,
+                }
+            }
+        });
     }
 
     fn learn_missing(&self) {
@@ -79,6 +88,7 @@ fn learn(parts: &Parts, key: &DiskKey, path: &Path) -> std::io::Result<()> {
     let Some(image) = parts.anchors.relearn(key) else { return Ok(()) };
     let geometry = Geometry { disk_len: disk.len() };
     let mut buffer = vec![0; CHUNK_BYTES];
+    let mut whole = true;
     let (started, mut read, mut at) = (Instant::now(), 0.0, 0);
     while let Some(extent) = disk.next_data(at)? {
         let first = extent.offset / CHUNK_BYTES as u64;
@@ -95,11 +105,15 @@ fn learn(parts: &Parts, key: &DiskKey, path: &Path) -> std::io::Result<()> {
             parts.anchors.put(image, anchors);
         }
         at = geometry.chunk_range(last).start;
-        if at >= geometry.disk_len || parts.stop.is_cancelled() {
+        whole = !parts.stop.is_cancelled();
+        if at >= geometry.disk_len || !whole {
             break;
         }
         let due = Duration::from_secs_f64(read / LEARN_BYTES_PER_SECOND);
         std::thread::sleep(due.saturating_sub(started.elapsed()).min(Duration::from_secs(1)));
+    }
+    if whole {
+        parts.anchors.learned(image);
     }
     Ok(())
 }

@@ -61,6 +61,8 @@ struct Image {
     state: ImageState,
     /// The round in which it was last used.
     used: u64,
+    /// Part of its content was never scanned.
+    partial: bool,
 }
 
 /// The images of one disk in one session.
@@ -137,7 +139,7 @@ impl AnchorStore {
         let base = inner.find(disk, &ImageState::Sealed);
         let building = match inner.find(disk, &building) {
             Some(number) => number,
-            None => inner.add(Image { disk: disk.clone(), state: building, used: 0 })?,
+            None => inner.add(Image { disk: disk.clone(), state: building, used: 0, partial: false })?,
         };
         inner.touch(base);
         inner.touch(Some(building));
@@ -171,18 +173,21 @@ impl AnchorStore {
 
     /// A session sealed its point: what it built is each disk's newest image now, and what the base has
     /// in chunks that `unchanged` names stays as part of it.
-    pub fn sealed(&self, job: &str, session: &str, unchanged: impl Fn(u16, u64) -> bool) {
+    /// `whole`: everything that was sent was scanned.
+    pub fn sealed(&self, job: &str, session: &str, whole: bool, unchanged: impl Fn(u16, u64) -> bool) {
         let mut inner = self.lock();
         let mut moves = vec![None; inner.images.len()];
         let building = ImageState::Building(session.to_string());
         for disk in inner.disks(job) {
             let Some(new) = inner.find(&disk, &building) else { continue };
+            let mut partial = !whole;
             if let Some(old) = inner.find(&disk, &ImageState::Sealed) {
+                partial |= inner.images[usize::from(old)].as_ref().is_some_and(|image| image.partial);
                 moves[usize::from(old)] = Some((new, disk.disk));
                 inner.images[usize::from(old)] = None;
             }
             if let Some(image) = inner.images[usize::from(new)].as_mut() {
-                image.state = ImageState::Sealed;
+                (image.state, image.partial) = (ImageState::Sealed, partial);
             }
         }
         inner.table.retain(|place| match moves.get(usize::from(place.image)).copied().flatten() {
@@ -214,9 +219,19 @@ impl AnchorStore {
         self.lock().drop_images(|image| image.disk.job != job);
     }
 
-    /// True where a sealed image of this disk is known.
+    /// True where a sealed image of this disk is known and all of it was scanned.
     pub fn knows(&self, disk: &DiskKey) -> bool {
-        self.lock().find(disk, &ImageState::Sealed).is_some()
+        let inner = self.lock();
+        let found = inner.find(disk, &ImageState::Sealed);
+        let image = found.and_then(|number| inner.images.get(usize::from(number))?.as_ref());
+        image.is_some_and(|image| !image.partial)
+    }
+
+    /// All of a disk's content was scanned.
+    pub fn learned(&self, image: u16) {
+        if let Some(Some(image)) = self.lock().images.get_mut(usize::from(image)) {
+            image.partial = false;
+        }
     }
 
     /// A place for the sealed image of a disk whose anchors are learned again from its content.
@@ -225,7 +240,12 @@ impl AnchorStore {
         let round = inner.round;
         let number = match inner.find(disk, &ImageState::Sealed) {
             Some(number) => number,
-            None => inner.add(Image { disk: disk.clone(), state: ImageState::Sealed, used: round })?,
+            None => inner.add(Image {
+                disk: disk.clone(),
+                state: ImageState::Sealed,
+                used: round,
+                partial: false,
+            })?,
         };
         inner.rank();
         Some(number)

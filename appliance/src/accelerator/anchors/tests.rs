@@ -37,7 +37,7 @@ fn content_is_found_again_after_the_seal_and_after_a_restart() {
     let images = store.begin(&disk("web"), "s1").unwrap();
     assert_eq!(images.base, None);
     store.put(images.building, anchors(&data));
-    store.sealed("web", "s1", |_, _| true);
+    store.sealed("web", "s1", true, |_, _| true);
     let images = store.begin(&disk("web"), "s2").unwrap();
     let base = images.base.unwrap();
     let found = |store: &AnchorStore| {
@@ -52,7 +52,7 @@ fn content_is_found_again_after_the_seal_and_after_a_restart() {
     assert!(found(&store) > all * 99 / 100);
 
     // A quarter of the chunks changes; the rest moves over to the new image.
-    store.sealed("web", "s2", |_, chunk| chunk % 4 != 0);
+    store.sealed("web", "s2", true, |_, chunk| chunk % 4 != 0);
     assert_eq!(store.image(base), None);
     let (key, state) = store.image(images.building).unwrap();
     assert_eq!((key, state), (disk("web"), ImageState::Sealed));
@@ -74,6 +74,21 @@ fn content_is_found_again_after_the_seal_and_after_a_restart() {
 }
 
 #[test]
+fn what_was_not_scanned_is_learned_again() {
+    let (_dir, store) = store(1 << 20);
+    store.begin(&disk("web"), "s1").unwrap();
+    assert!(!store.knows(&disk("web")));
+    store.sealed("web", "s1", false, |_, _| true);
+    assert!(!store.knows(&disk("web")));
+    store.begin(&disk("web"), "s2").unwrap();
+    store.sealed("web", "s2", true, |_, _| true);
+    assert!(!store.knows(&disk("web")), "what came from the base was not scanned either");
+    let image = store.relearn(&disk("web")).unwrap();
+    store.learned(image);
+    assert!(store.knows(&disk("web")));
+}
+
+#[test]
 fn a_session_that_ends_without_a_point_leaves_nothing() {
     let (_dir, store) = store(1 << 20);
     let images = store.begin(&disk("web"), "s1").unwrap();
@@ -91,7 +106,7 @@ fn a_small_table_thins_before_it_forgets() {
     for (n, data) in disks.iter().enumerate() {
         let images = store.begin(&disk(&format!("job{n}")), "s").unwrap();
         store.put(images.building, anchors(data));
-        store.sealed(&format!("job{n}"), "s", |_, _| true);
+        store.sealed(&format!("job{n}"), "s", true, |_, _| true);
     }
     let stats = store.stats();
     assert!(stats.entries <= stats.capacity && stats.entries > stats.capacity * 9 / 10, "{stats:?}");
@@ -110,11 +125,11 @@ fn unused_disks_thin_first() {
     let old = noise(2 << 20, 20);
     let images = store.begin(&disk("old"), "s").unwrap();
     store.put(images.building, anchors(&old));
-    store.sealed("old", "s", |_, _| true);
+    store.sealed("old", "s", true, |_, _| true);
     for round in 0..64u64 {
         let images = store.begin(&disk("new"), &format!("s{round}")).unwrap();
         store.put(images.building, anchors(&noise(64 << 10, 100 + round)));
-        store.sealed("new", &format!("s{round}"), |_, _| false);
+        store.sealed("new", &format!("s{round}"), true, |_, _| false);
     }
     let list = anchors(&old);
     let hits = |list: &[(Anchor, u32)]| store.find(list.iter().map(|(a, _)| *a)).iter().flatten().count();
