@@ -19,6 +19,8 @@ pub const WINDOW_LOG_MAX: u32 = 25;
 const EQUAL: f64 = 1.1;
 /// A line that never made the batcher wait is taken to be this much faster than last seen, now and then.
 const FASTER: f64 = 1.5;
+/// Below this (2 Gbit/s) the first tier is not used: bytes count where a line is a line.
+const FAST_LINE: f64 = 250e6;
 /// Weight of the newest measurement.
 const NEW: f64 = 0.3;
 /// Stored bytes that a batch aims at: a few fit the credit window, so that the line never runs dry.
@@ -212,8 +214,9 @@ impl Controller {
         self.batches = self.batches.saturating_add(1);
         let Some(line) = self.line.filter(|_| self.batches > BATCHES_FIRST) else { return };
         let cost = |tier: usize| self.seconds(tier).max(self.stored(tier) / line);
-        let least = (0..TIERS.len()).map(cost).fold(f64::MAX, f64::min);
-        let equal = (0..TIERS.len()).filter(|tier| cost(*tier) <= least * EQUAL);
+        let lowest = usize::from(line < FAST_LINE);
+        let least = (lowest..TIERS.len()).map(cost).fold(f64::MAX, f64::min);
+        let equal = (lowest..TIERS.len()).filter(|tier| cost(*tier) <= least * EQUAL);
         let best = equal.min_by(|a, b| self.stored(*a).total_cmp(&self.stored(*b)));
         // One step at a time upwards: what is not measured is a guess.
         self.tier = best.unwrap_or(self.tier).min(self.tier + 1);
@@ -325,7 +328,8 @@ mod tests {
             for rate in rates.into_iter().filter(|rate| *rate <= rate_max) {
                 let (tier, adaptive) = settle(rate * MBIT, ratio);
                 let single = |tier: usize| (rate * MBIT / ratio[tier]).min(SPEED[tier]);
-                let best = (0..6).map(single).fold(0.0, f64::max);
+                let lowest = usize::from(rate * MBIT < FAST_LINE);
+                let best = (lowest..6).map(single).fold(0.0, f64::max);
                 assert!(adaptive > best * share, "{rate} Mbit/s: {adaptive} against {best}, tier {tier}");
             }
         }

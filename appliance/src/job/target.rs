@@ -5,6 +5,7 @@
 //! its PeerId: replicas are looked up under the peer that asks.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ use crate::wire::{Incoming, PeerRecord, SessionChannel, SessionReceiver, Session
 
 /// How long a new channel waits for the end of the one it replaces.
 const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often the index of blocks is saved.
+const BLOCKS_SAVE_INTERVAL: Duration = Duration::from_secs(600);
 
 struct Active {
     abort: CancellationToken,
@@ -97,6 +101,31 @@ impl TargetService {
                         let _ = reply.send(service.answer(&peer, request));
                     });
                 }
+            }
+        }
+    }
+
+    /// Saves the index of blocks now and then, and when the appliance stops with much that is new: it is
+    /// written whole, and a stop must not wait for a slow disk. What is forgotten costs bytes.
+    pub async fn tend_blocks(self: Arc<Self>, path: PathBuf) {
+        let mut saved = self.blocks.stats().entries;
+        loop {
+            let stopped = tokio::select! {
+                () = tokio::time::sleep(BLOCKS_SAVE_INTERVAL) => false,
+                () = self.stop.cancelled() => true,
+            };
+            let stats = self.blocks.stats();
+            let entries = stats.entries;
+            let worth = if stopped { stats.entries_max / 100 } else { 0 };
+            if entries.abs_diff(saved) > worth {
+                saved = entries;
+                let (blocks, path) = (self.blocks.clone(), path.clone());
+                if let Ok(Err(error)) = tokio::task::spawn_blocking(move || blocks.save(&path)).await {
+                    tracing::warn!(%error, "the index of blocks cannot be saved; it stays in memory");
+                }
+            }
+            if stopped {
+                return;
             }
         }
     }

@@ -81,6 +81,7 @@ impl Appliance {
             stop.clone(),
         );
         tasks.spawn(target.clone().serve(incoming));
+        tasks.spawn(target.clone().tend_blocks(stores.state.join("blocks")));
         let (indexer, stopping) = (target.clone(), stop.clone());
         tasks.spawn_blocking(move || indexer.index_missing(&|| stopping.is_cancelled()));
         let jobs = {
