@@ -88,9 +88,9 @@ pub const PROBES_OPEN_MAX: usize = PAGES_OPEN_MAX;
 /// Offered bases that both ends remember the number of, newest (16 bytes each at the target).
 pub const HELD_BASES_MAX: usize = 64 * 1024;
 /// Verified chunks that a session keeps in memory because the next batch may use them too (64 KiB each).
-pub const BASES_IN_MEMORY_MAX: usize = 128;
+pub const BASES_IN_MEMORY_MAX: usize = 48;
 /// Pages of ids that a session keeps at hand to look up bases (32 KiB each).
-pub const BASE_PAGES_IN_MEMORY_MAX: usize = 64;
+pub const BASE_PAGES_IN_MEMORY_MAX: usize = 24;
 /// Memory of the content anchors where `accelerator.anchor_memory` does not say.
 pub const ANCHOR_MEMORY_BYTES: usize = 64 * 1024 * 1024;
 /// Memory of the target's index of 4 KiB blocks where `accelerator.block_memory` does not say.

@@ -62,8 +62,8 @@ const TIERS: [Effort; 6] = [
     Effort::without_bases("plain", 3, (1.7, 0.93)),
     Effort::with_bases("balanced", 3, 1 << 20, (23, 20, 19), (3.5, 1.0)),
     Effort::with_bases("best", 9, 4 << 20, (25, 22, 23), (8.0, 0.955)),
-    Effort::with_bases("harder", 12, 4 << 20, (25, 23, 24), (13.0, 0.945)),
-    Effort::with_bases("hardest", 15, 4 << 20, (25, 23, 24), (40.0, 0.92)),
+    Effort::with_bases("harder", 12, 4 << 20, (25, 22, 23), (13.0, 0.945)),
+    Effort::with_bases("hardest", 15, 4 << 20, (25, 22, 23), (40.0, 0.92)),
 ];
 /// Stored bytes with bases against those without, before anything was measured.
 const BASES_PRIOR: f64 = 0.7;

@@ -10,8 +10,8 @@ use crate::disk::{self, MIB};
 use crate::report::mib;
 use crate::world::{World, WorldSpec};
 
-const SOURCE_MAX: u64 = 256 * MIB;
-const TARGET_MAX: u64 = 512 * MIB;
+const SOURCE_MAX: u64 = 512 * MIB;
+const TARGET_MAX: u64 = 768 * MIB;
 
 /// Peak resident sets, and the unchanged run of the large sparse disk.
 pub fn peaks(effort: &Effort) -> Result<Vec<Figure>> {
