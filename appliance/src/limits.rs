@@ -104,3 +104,7 @@ pub const BATCH_ENTRIES_MAX: usize = 4096;
 pub const VOLUME_NOTES_MAX: usize = 1024;
 /// Bytes of text in one of those notes.
 pub const VOLUME_NOTE_BYTES_MAX: usize = 1024;
+
+/// Pages with needed chunks that wait at the source: each open page once, and each batch that may be on
+/// its way (the credit window holds some 450 of 8 KiB) asked for again in two pages.
+pub const WORK_QUEUED_MAX: usize = 16 * PAGES_OPEN_MAX;

@@ -4,6 +4,7 @@
 //! the session's task. Every chunk that is written was hashed here first; the ids of the point's
 //! manifest are the ones computed here, never what the source says.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::accelerator::batch;
@@ -192,6 +193,7 @@ impl PointWriter {
                 }
             }
         }
+        applied.needs = by_page(&applied.needs);
         if rest.is_empty() { Ok(applied) } else { Err(protocol("a batch is longer than its recipe")) }
     }
 
@@ -239,6 +241,7 @@ impl PointWriter {
                 applied.needs.push(need_one(disk, chunk));
             }
         }
+        applied.needs = by_page(&applied.needs);
         applied
     }
 
@@ -345,6 +348,18 @@ fn read_built(building: &Building, disks: &[Geometry], disk: u16, chunk: u64) ->
     let mut data = vec![0; (range.end - range.start) as usize];
     building.disk(usize::from(disk))?.read_at(range.start, &mut data).ok()?;
     Some(data)
+}
+
+/// One NEED for each page: however many chunks are asked for again, the source's queue takes pages.
+fn by_page(needs: &[Need]) -> Vec<Need> {
+    let mut pages: BTreeMap<(u16, u64), BTreeSet<usize>> = BTreeMap::new();
+    for need in needs {
+        pages.entry((need.disk, need.page)).or_default().extend(recipe::needed(need));
+    }
+    let page = |((disk, page), positions): ((u16, u64), BTreeSet<usize>)| {
+        recipe::need(disk, page, &positions.into_iter().collect::<Vec<_>>())
+    };
+    pages.into_iter().map(page).collect()
 }
 
 fn need_one(disk: u16, chunk: u64) -> Need {

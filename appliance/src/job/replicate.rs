@@ -25,7 +25,7 @@ use crate::accelerator::effort::{Controller, Effort, Made};
 use crate::block::{BlockRead, DomainKey, PageHash};
 use crate::error::Problem;
 use crate::host::VmSnapshot;
-use crate::limits::{PAGES_OPEN_MAX, SCANS_PER_SESSION_MAX};
+use crate::limits::{SCANS_PER_SESSION_MAX, WORK_QUEUED_MAX};
 use crate::repository::manifest::PageTable;
 use crate::repository::source::{SourceRepository, StoredManifest};
 use crate::wire::message::{Message, Open, Sealed};
@@ -267,9 +267,9 @@ pub async fn replicate(
     ctx.handle.activate();
     let credit = Arc::new(Credit::default());
     ctx.bases.note_cursors(&cursors);
-    let (work_tx, work_rx) = mpsc::channel::<Work>(4 * PAGES_OPEN_MAX);
+    let (work_tx, work_rx) = mpsc::channel::<Work>(WORK_QUEUED_MAX);
     // As long as the other, so that the receiver, which feeds both, never waits for the batcher.
-    let (ready_tx, ready_rx) = mpsc::channel::<Vec<Ready>>(8 * PAGES_OPEN_MAX);
+    let (ready_tx, ready_rx) = mpsc::channel::<Vec<Ready>>(2 * WORK_QUEUED_MAX);
     let (out_tx, out_rx) = mpsc::channel::<Outgoing>(1);
     let (durable_tx, durable_rx) = watch::channel(0u64);
     let last_durable = durable_rx.clone();
