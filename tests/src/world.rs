@@ -262,6 +262,18 @@ impl World {
         Ok(list.items)
     }
 
+    /// How many points a replica has, once it is `expected` or some seconds have passed.
+    pub fn settled_points(&self, replica: &str, expected: usize) -> Result<usize> {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let count = self.points(replica)?.len();
+            if count == expected || Instant::now() > end {
+                return Ok(count);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// The point verifies, and each disk exports byte for byte as `expected`.
     pub fn prove(&self, point: &str, expected: &[&Path]) -> Result<()> {
         let report: VerifyReport = self.target.json_within(&["restore-point", "verify", point], SESSION)?;
