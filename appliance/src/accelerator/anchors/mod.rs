@@ -28,7 +28,9 @@ use serde::{Deserialize, Serialize};
 pub use self::gear::Anchor;
 pub use self::table::Place;
 
+use self::file::Head;
 use self::table::{AnchorTable, Penalty};
+use super::block_index::LoadError;
 
 /// Bytes in a block, the grain of places.
 pub const BLOCK_BYTES: usize = 4096;
@@ -117,11 +119,11 @@ impl AnchorStore {
     /// used.
     pub fn open(path: &Path, memory_bytes: usize) -> (Self, Option<String>) {
         let (mut inner, why) = match file::load(path, memory_bytes) {
-            Ok(Some((table, images, round))) => {
+            Ok((table, images, round)) => {
                 (Inner { table, images, penalties: Vec::new(), round, dirty: false }, None)
             }
-            Ok(None) => (Inner::empty(memory_bytes), None),
-            Err(why) => (Inner::empty(memory_bytes), Some(why)),
+            Err(LoadError::Missing(_)) => (Inner::empty(memory_bytes), None),
+            Err(why) => (Inner::empty(memory_bytes), Some(why.to_string())),
         };
         inner.rank();
         (Self { inner: Mutex::new(inner), path: path.to_path_buf() }, why)
@@ -251,17 +253,22 @@ impl AnchorStore {
         Some(number)
     }
 
-    /// Writes the table where it changed since; blocking, as long as writing its bytes takes.
+    /// Writes the table where it changed since. Blocking; sessions go on meanwhile.
     pub fn save(&self) -> std::io::Result<()> {
-        let bytes = {
+        let head = {
             let mut inner = self.lock();
             if !inner.dirty {
                 return Ok(());
             }
             inner.dirty = false;
-            file::encode(&inner.table, &inner.images, inner.round)?
+            let (images, buckets) = (inner.images.clone(), inner.table.buckets() as u64);
+            Head { round: inner.round, images, buckets }
         };
-        file::write(&self.path, &bytes)
+        let saved = file::write(&self.path, &head, |buckets, out| self.lock().table.encode(buckets, out));
+        if saved.is_err() {
+            self.lock().dirty = true; // The next time tries again.
+        }
+        saved
     }
 
     /// Figures.

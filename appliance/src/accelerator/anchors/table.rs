@@ -10,13 +10,12 @@
 //! Nothing here is trusted: an entry is a hint of where similar bytes may lie, the bytes are verified by
 //! whoever reads them. Pure; bound: the bytes it was made with.
 
+use std::ops::Range;
+
 /// Entries in a bucket.
 const WAYS: usize = 6;
 /// Bytes in a bucket.
 pub const BUCKET_BYTES: usize = 64;
-/// The image number of an empty entry.
-const NOBODY: u16 = u16::MAX;
-
 /// Where content lies: a block of 4 KiB of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
@@ -26,16 +25,10 @@ pub struct Place {
     pub block: u32,
 }
 
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Bucket {
-    fingerprints: [u32; WAYS],
-    blocks: [u32; WAYS],
-    images: [u16; WAYS],
-    spare: u32,
-}
-
-const EMPTY: Bucket = Bucket { fingerprints: [0; WAYS], blocks: [0; WAYS], images: [NOBODY; WAYS], spare: 0 };
+/// One cache line: 6 fingerprints, 6 blocks, 6 owners of 16 bits, 32 spare bits. An owner is an image
+/// number and one; 0: the entry is empty. Plain words, because the system hands out memory of zeroes
+/// page by page as it comes into use.
+type Bucket = [u32; BUCKET_BYTES / 4];
 
 /// See the module.
 pub struct AnchorTable {
@@ -48,7 +41,7 @@ pub type Penalty = u8;
 impl AnchorTable {
     /// An empty table of at most this many bytes (one bucket at least).
     pub fn new(memory_bytes: usize) -> Self {
-        Self { buckets: vec![EMPTY; (memory_bytes / BUCKET_BYTES).max(1)] }
+        Self { buckets: vec![[0; BUCKET_BYTES / 4]; (memory_bytes / BUCKET_BYTES).max(1)] }
     }
 
     /// Bytes of memory.
@@ -68,8 +61,7 @@ impl AnchorTable {
     /// The place of an anchor.
     pub fn get(&self, anchor: super::Anchor) -> Option<Place> {
         let bucket = self.buckets.get(self.bucket(anchor))?;
-        let way = bucket.way(anchor.0 as u32)?;
-        Some(Place { image: bucket.images[way], block: bucket.blocks[way] })
+        place(bucket, way(bucket, anchor.0 as u32)?)
     }
 
     /// Notes a place; the newest place of an anchor counts. `penalty` says how images rank.
@@ -77,26 +69,24 @@ impl AnchorTable {
         let at = self.bucket(anchor);
         let Some(bucket) = self.buckets.get_mut(at) else { return };
         let fingerprint = anchor.0 as u32;
-        let way = bucket.way(fingerprint).or_else(|| bucket.room(fingerprint, place.image, penalty));
+        let way = way(bucket, fingerprint).or_else(|| room(bucket, fingerprint, place.image, penalty));
         let Some(way) = way else { return };
-        bucket.fingerprints[way] = fingerprint;
-        bucket.images[way] = place.image;
-        bucket.blocks[way] = place.block;
+        bucket[way] = fingerprint;
+        bucket[WAYS + way] = place.block;
+        set_owner(bucket, way, place.image.wrapping_add(1));
     }
 
     /// Goes over all entries: each stays at the place that comes back, or is dropped.
     pub fn retain(&mut self, mut keep: impl FnMut(Place) -> Option<Place>) {
         for bucket in &mut self.buckets {
             for way in 0..WAYS {
-                if bucket.images[way] == NOBODY {
-                    continue;
-                }
-                match keep(Place { image: bucket.images[way], block: bucket.blocks[way] }) {
+                let Some(old) = place(bucket, way) else { continue };
+                match keep(old) {
                     Some(place) => {
-                        bucket.images[way] = place.image;
-                        bucket.blocks[way] = place.block;
+                        bucket[WAYS + way] = place.block;
+                        set_owner(bucket, way, place.image.wrapping_add(1));
                     }
-                    None => bucket.images[way] = NOBODY,
+                    None => set_owner(bucket, way, 0),
                 }
             }
         }
@@ -104,39 +94,28 @@ impl AnchorTable {
 
     /// Entries in use.
     pub fn len(&self) -> usize {
-        self.buckets.iter().map(|bucket| bucket.images.iter().filter(|image| **image != NOBODY).count()).sum()
+        self.buckets.iter().map(|bucket| (0..WAYS).filter(|way| owner(bucket, *way) != 0).count()).sum()
     }
 
-    /// The table as bytes, little-endian, bucket by bucket.
-    pub fn write_to(&self, out: &mut impl std::io::Write) -> std::io::Result<()> {
-        for bucket in &self.buckets {
-            let mut bytes = [0u8; BUCKET_BYTES];
-            let words = bucket.fingerprints.iter().chain(&bucket.blocks);
-            for (word, at) in words.zip(bytes.chunks_exact_mut(4)) {
-                at.copy_from_slice(&word.to_le_bytes());
-            }
-            for (image, at) in bucket.images.iter().zip(bytes[8 * WAYS..].chunks_exact_mut(2)) {
-                at.copy_from_slice(&image.to_le_bytes());
-            }
-            out.write_all(&bytes)?;
-        }
-        Ok(())
+    /// Appends the bytes of these buckets, little-endian.
+    pub fn encode(&self, buckets: Range<usize>, out: &mut Vec<u8>) {
+        let words = self.buckets.get(buckets).unwrap_or_default().iter().flatten();
+        words.for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
     }
 
-    /// A table of exactly these buckets. `buckets` was checked against the memory allowed.
-    pub fn read_from(input: &mut impl std::io::Read, buckets: usize) -> std::io::Result<Self> {
-        let mut table = Self { buckets: vec![EMPTY; buckets.max(1)] };
-        for bucket in &mut table.buckets {
-            let mut bytes = [0u8; BUCKET_BYTES];
-            input.read_exact(&mut bytes)?;
-            let (words, images) = bytes.split_at(8 * WAYS);
-            let mut words = words.chunks_exact(4).map(|at| u32::from_le_bytes([at[0], at[1], at[2], at[3]]));
-            bucket.fingerprints = std::array::from_fn(|_| words.next().unwrap_or(0));
-            bucket.blocks = std::array::from_fn(|_| words.next().unwrap_or(0));
-            let mut images = images.chunks_exact(2).map(|at| u16::from_le_bytes([at[0], at[1]]));
-            bucket.images = std::array::from_fn(|_| images.next().unwrap_or(NOBODY));
+    /// Takes buckets from `from` on; none where they do not fit.
+    pub fn decode(&mut self, from: usize, bytes: &[u8]) -> Option<()> {
+        let (coded, rest) = bytes.as_chunks::<BUCKET_BYTES>();
+        let until = from.checked_add(coded.len())?;
+        let buckets = self.buckets.get_mut(from..until).filter(|_| rest.is_empty())?;
+        // Empty ones are not touched: they take no memory.
+        for (bucket, bytes) in buckets.iter_mut().zip(coded).filter(|(_, bytes)| **bytes != [0; BUCKET_BYTES])
+        {
+            for (word, bytes) in bucket.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *word = u32::from_le_bytes(*bytes);
+            }
         }
-        Ok(table)
+        Some(())
     }
 
     /// Buckets in it.
@@ -145,23 +124,36 @@ impl AnchorTable {
     }
 }
 
-impl Bucket {
-    fn way(&self, fingerprint: u32) -> Option<usize> {
-        (0..WAYS).find(|way| self.fingerprints[*way] == fingerprint && self.images[*way] != NOBODY)
-    }
+fn owner(bucket: &Bucket, way: usize) -> u16 {
+    (bucket[2 * WAYS + way / 2] >> (16 * (way % 2))) as u16
+}
 
-    /// A free way, or that of the entry that ranks last, if the new one ranks before it.
-    fn room(&self, fingerprint: u32, image: u16, penalty: impl Fn(u16) -> Penalty) -> Option<usize> {
-        if let Some(free) = (0..WAYS).find(|way| self.images[*way] == NOBODY) {
-            return Some(free);
-        }
-        let mine = rank(fingerprint, penalty(image));
-        (0..WAYS)
-            .map(|way| (rank(self.fingerprints[way], penalty(self.images[way])), way))
-            .max()
-            .filter(|(worst, _)| mine < *worst)
-            .map(|(_, way)| way)
+fn set_owner(bucket: &mut Bucket, way: usize, owner: u16) {
+    let (word, shift) = (&mut bucket[2 * WAYS + way / 2], 16 * (way % 2));
+    *word = *word & !(0xFFFF << shift) | u32::from(owner) << shift;
+}
+
+/// Of an entry that is in use.
+fn place(bucket: &Bucket, way: usize) -> Option<Place> {
+    let image = owner(bucket, way).checked_sub(1)?;
+    Some(Place { image, block: bucket[WAYS + way] })
+}
+
+fn way(bucket: &Bucket, fingerprint: u32) -> Option<usize> {
+    (0..WAYS).find(|way| bucket[*way] == fingerprint && owner(bucket, *way) != 0)
+}
+
+/// A free way, or that of the entry that ranks last, if the new one ranks before it.
+fn room(bucket: &Bucket, fingerprint: u32, image: u16, penalty: impl Fn(u16) -> Penalty) -> Option<usize> {
+    if let Some(free) = (0..WAYS).find(|way| owner(bucket, *way) == 0) {
+        return Some(free);
     }
+    let mine = rank(fingerprint, penalty(image));
+    (0..WAYS)
+        .map(|way| (rank(bucket[way], penalty(owner(bucket, way).wrapping_sub(1))), way))
+        .max()
+        .filter(|(worst, _)| mine < *worst)
+        .map(|(_, way)| way)
 }
 
 /// Lower stays longer.

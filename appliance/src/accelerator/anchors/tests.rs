@@ -70,7 +70,8 @@ fn content_is_found_again_after_the_seal_and_after_a_restart() {
     bytes[5000] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
     let (empty, why) = AnchorStore::open(&path, 1 << 20);
-    assert_eq!((why.as_deref(), empty.stats().entries), (Some("its checksum is wrong"), 0));
+    assert!(why.unwrap().contains("its checksum differs"));
+    assert_eq!(empty.stats().entries, 0);
 }
 
 #[test]
