@@ -7,6 +7,11 @@
 //! takes the tier at which a byte costs least, of equals the one that sends least. So bases are looked for
 //! even where that is slow, if it is quicker than sending what they save. Pure; time is handed in.
 //!
+//! That is what can be kept up. Where the line is what the session waits for there is more: what is packed
+//! and has not crossed yet keeps the line busy for a known time, and a batch that is ready before it runs
+//! dry costs nothing, however hard it was worked on. So single batches are worked on harder than the rest,
+//! as often as the line allows.
+//!
 //! What tiers without bases would send is known from pieces of each batch that are compressed anyway; what
 //! those with bases would, from the last batch that used some. No setting, because the answer differs
 //! from hour to hour: a line is shared, a processor is shared.
@@ -25,11 +30,21 @@ const FAST_LINE: f64 = 250e6;
 const NEW: f64 = 0.3;
 /// Stored bytes that a batch aims at: a few fit the credit window, so that the line never runs dry.
 const STORED_BYTES_TARGET: f64 = 768.0 * 1024.0;
+/// The same on a line below [`SLOW_LINE`], which a few larger ones keep busy as well: they are smaller in sum.
+const STORED_BYTES_SLOW: f64 = 1200.0 * 1024.0;
+/// 50 Mbit/s: at 80 ms a batch of [`STORED_BYTES_SLOW`] is more than twice what is on its way.
+const SLOW_LINE: f64 = 6.25e6;
 /// The same where data does not shrink: it gains nothing from company.
 const RAW_BYTES_TARGET: f64 = 512.0 * 1024.0;
 /// Stored bytes that fit between the batcher and the line: before that much was made, a line that does
 /// not make the batcher wait tells nothing.
 const PIPE_BYTES: usize = 5 << 20;
+/// What is certainly packed and not on its way yet when the line makes the batcher wait: credit, and what waits for it.
+const BACKLOG_BYTES: f64 = 4.0 * 1024.0 * 1024.0;
+/// Of what is on its way, this long is already past the sender: a round trip and a commit.
+const PAST_SECONDS: f64 = 0.2;
+/// The share of the time until the line runs dry that a batch may take: what it takes is an estimate.
+const OF_THE_TIME: f64 = 0.6;
 /// Batches before the first decision: the very first ones are slow (memory is new, caches are cold).
 const BATCHES_FIRST: u32 = 3;
 /// Batches after which what a tier put out is forgotten, so that it is tried again.
@@ -63,7 +78,7 @@ const TIERS: [Effort; 6] = [
     Effort::with_bases("balanced", 3, 1 << 20, (23, 20, 19), (3.5, 1.0)),
     Effort::with_bases("best", 9, 4 << 20, (25, 22, 23), (8.0, 0.955)),
     Effort::with_bases("harder", 12, 4 << 20, (25, 22, 23), (13.0, 0.945)),
-    Effort::with_bases("hardest", 15, 4 << 20, (25, 22, 23), (40.0, 0.92)),
+    Effort::with_bases("hardest", 16, 4 << 20, (25, 22, 23), (64.0, 0.92)),
 ];
 /// Stored bytes with bases against those without, before anything was measured.
 const BASES_PRIOR: f64 = 0.7;
@@ -89,6 +104,11 @@ impl Effort {
         Self { name, level, batch_bytes, window_log, tables, bases: true, prior }
     }
 
+    /// Its place among [`Self::tiers`].
+    pub fn tier(&self) -> usize {
+        TIERS.iter().position(|tier| tier.name == self.name).unwrap_or(FIRST)
+    }
+
     /// All of them, least work first.
     pub fn tiers() -> &'static [Effort] {
         &TIERS
@@ -98,16 +118,20 @@ impl Effort {
 /// What making one batch came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Made {
+    /// The effort's place among the tiers.
+    pub tier: usize,
     /// Plain bytes.
     pub plain: usize,
     /// Bytes of the frame.
     pub stored: usize,
     /// What it would have come to at the first tier, from pieces.
     pub sampled: usize,
-    /// Time it took.
+    /// Time it took, shared out where several were made at once.
     pub work: Duration,
     /// Time until the queue took it.
     pub waited: Duration,
+    /// Time since the queue took the one before.
+    pub cycle: Duration,
 }
 
 /// Chooses the effort for each batch of one session.
@@ -127,6 +151,8 @@ pub struct Controller {
     raw: bool,
     /// Stored bytes made since the batcher last waited for the line.
     unwaited: usize,
+    /// Stored bytes that have not crossed, at least.
+    backlog: f64,
     /// Batches made.
     batches: u32,
 }
@@ -143,6 +169,7 @@ impl Default for Controller {
             waits: true,
             raw: false,
             unwaited: 0,
+            backlog: 0.0,
             batches: 0,
         }
     }
@@ -161,10 +188,19 @@ impl Controller {
 
     /// Plain bytes for the next batch: what is expected to give a frame of some 768 KiB.
     pub fn batch_bytes(&self) -> usize {
-        let ratio = if self.raw { 1.0 } else { self.stored(self.tier) };
-        let target = if ratio > 0.9 { RAW_BYTES_TARGET } else { STORED_BYTES_TARGET };
+        self.plain_bytes(self.tier)
+    }
+
+    fn plain_bytes(&self, tier: usize) -> usize {
+        let ratio = if self.raw { 1.0 } else { self.stored(tier) };
+        let slow = self.line.is_some_and(|line| line < SLOW_LINE);
+        let target = match ratio > 0.9 {
+            true => RAW_BYTES_TARGET,
+            false if slow => STORED_BYTES_SLOW,
+            false => STORED_BYTES_TARGET,
+        };
         let plain = (target / ratio.clamp(0.02, 1.0)) as usize;
-        plain.clamp(PLAIN_BYTES_MIN, self.effort().batch_bytes)
+        plain.clamp(PLAIN_BYTES_MIN, TIERS[tier].batch_bytes)
     }
 
     /// What the line takes, bytes a second, as last measured.
@@ -172,34 +208,38 @@ impl Controller {
         self.line
     }
 
-    /// A batch was made at [`Self::effort`].
+    /// A batch was made.
     pub fn made(&mut self, made: Made) {
         if made.plain == 0 {
             return;
         }
         let plain = made.plain as f64;
         let (work, waited) = (made.work.as_secs_f64().max(1e-6), made.waited.as_secs_f64());
+        let tier = made.tier.min(TIERS.len() - 1);
         let smooth = |old: f64, new: f64| old + NEW * (new - old);
         let older = |(value, age): (f64, u32)| Some((value, age + 1)).filter(|(_, age)| *age < FORGET_AFTER);
         self.work.iter_mut().for_each(|slot| *slot = slot.and_then(older));
         self.gain = self.gain.and_then(older);
-        let slot = &mut self.work[self.tier];
+        let slot = &mut self.work[tier];
         *slot = Some((slot.map_or(work / plain, |(old, _)| smooth(old, work / plain)), 0));
         self.ratio = smooth(self.ratio, made.sampled as f64 / plain);
         self.raw = made.stored >= made.plain;
         // What went raw tells nothing of bases, but that there are none for noise.
-        if TIERS[self.tier].bases && !self.raw {
+        if TIERS[tier].bases && !self.raw {
             let without = made.sampled.max(made.plain / 200) as f64;
-            let gain = made.stored as f64 / without / TIERS[self.tier].prior.1;
+            let gain = made.stored as f64 / without / TIERS[tier].prior.1;
             self.gain = Some((self.gain.map_or(gain, |(old, _)| smooth(old, gain)), 0));
         }
-        let cycle = work + waited;
+        let cycle = made.cycle.as_secs_f64().max(waited).max(1e-6);
         if waited > 0.15 * cycle {
             // The queue was full all the while: this much crossed the line in this time.
             let line = made.stored as f64 / cycle;
             self.line = Some(self.line.map_or(line, |old| smooth(old, line)));
             (self.waits, self.unwaited) = (true, 0);
+            self.backlog = BACKLOG_BYTES;
         } else {
+            let crossed = self.line.unwrap_or(f64::MAX) * cycle;
+            self.backlog = ((self.backlog - crossed).max(0.0) + made.stored as f64).min(BACKLOG_BYTES);
             self.unwaited += made.stored;
             if self.unwaited > PIPE_BYTES {
                 let least = made.stored as f64 / cycle;
@@ -219,7 +259,15 @@ impl Controller {
         let equal = (lowest..TIERS.len()).filter(|tier| cost(*tier) <= least * EQUAL);
         let best = equal.min_by(|a, b| self.stored(*a).total_cmp(&self.stored(*b)));
         // One step at a time upwards: what is not measured is a guess.
-        self.tier = best.unwrap_or(self.tier).min(self.tier + 1);
+        let known = self.work.iter().rposition(Option::is_some).unwrap_or(self.tier);
+        let kept_up = best.unwrap_or(self.tier).min(known + 1);
+        let time = (self.backlog / line - PAST_SECONDS) * OF_THE_TIME;
+        let ready = |tier: &usize| {
+            let plain = self.plain_bytes(*tier) as f64;
+            self.stored(*tier) < self.stored(kept_up) && self.seconds(*tier) * plain <= time
+        };
+        let harder = (kept_up + 1..TIERS.len().min(known + 2)).rev().find(ready).filter(|_| self.waits);
+        self.tier = harder.unwrap_or(kept_up);
     }
 
     /// Stored bytes to expect for each plain byte.
@@ -280,11 +328,13 @@ mod tests {
             let (plain_bytes, sampled) = (plain as usize, (plain * ratio[0]) as usize);
             let (work_time, waited_time) = (seconds(work), seconds(waited));
             controller.made(Made {
+                tier,
                 plain: plain_bytes,
                 stored: stored as usize,
                 sampled,
                 work: work_time,
                 waited: waited_time,
+                cycle: work_time + waited_time,
             });
             if n >= 300 {
                 last.push(tier);
@@ -296,7 +346,7 @@ mod tests {
         (last[last.len() / 2], sent / clock)
     }
 
-    const SPEED: [f64; 6] = [500e6, 300e6, 150e6, 70e6, 40e6, 12e6];
+    const SPEED: [f64; 6] = [500e6, 300e6, 150e6, 70e6, 40e6, 8e6];
     /// Files of an operating system.
     const FILES: [f64; 6] = [0.34, 0.31, 0.19, 0.18, 0.175, 0.17];
     /// A database's day, of which bases explain nearly everything.
@@ -340,7 +390,17 @@ mod tests {
         let mut controller = Controller::default();
         for _ in 0..60 {
             let (work, waited) = (Duration::from_millis(10), Duration::from_millis(100));
-            controller.made(Made { plain: 1 << 20, stored: 1 << 20, sampled: 1 << 20, work, waited });
+            let (bytes, cycle) = (1 << 20, work + waited);
+            let made = Made {
+                tier: controller.tier,
+                plain: bytes,
+                stored: bytes,
+                sampled: bytes,
+                work,
+                waited,
+                cycle,
+            };
+            controller.made(made);
         }
         assert!(controller.batch_bytes() < PLAIN_BYTES_MIN * 5 / 4);
     }

@@ -13,6 +13,7 @@ mod driver;
 mod free;
 mod held;
 mod manager;
+mod pack;
 mod parts;
 mod plan;
 mod point;
