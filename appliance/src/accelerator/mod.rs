@@ -15,3 +15,5 @@ pub mod prefix;
 pub mod recipe;
 pub mod resolve;
 pub mod shared_filter;
+#[cfg(test)]
+mod tests_fuzz;
