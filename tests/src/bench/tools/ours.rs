@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(3 * 3600);
 pub struct Setup {
     /// `--free-space`; none leaves the job as it is created by default.
     pub free_space: Option<String>,
-    /// `cache.size` of the source.
+    /// `cache.size` of the source; `0` keeps nothing of what is sent.
     pub source_cache: Option<String>,
     /// `accelerator.anchor_memory` of the source.
     pub anchor_memory: Option<String>,
@@ -41,14 +41,13 @@ impl Ours {
         if setup.free_space.is_some() && !knows_free_space()? {
             bail!("this vbrctl has no `job create --free-space`");
         }
-        let anchors = setup.anchor_memory.as_ref();
+        let keeps = setup.source_cache.as_deref() != Some("0");
+        let anchors = setup.anchor_memory.as_ref().map(|size| format!("anchor_memory = \"{size}\"\n"));
         let world = World::paired(&WorldSpec {
             link,
             cache_size: "12GiB".into(),
-            source_cache_size: setup.source_cache.clone(),
-            source_toml: anchors
-                .map(|size| format!("[accelerator]\nanchor_memory = \"{size}\""))
-                .unwrap_or_default(),
+            source_cache_size: setup.source_cache.clone().filter(|_| keeps),
+            source_toml: format!("[accelerator]\nkeep_sent = {keeps}\n{}", anchors.unwrap_or_default()),
             ..WorldSpec::default()
         })?;
         Ok(Self { world, setup, jobs: BTreeSet::new() })
