@@ -71,6 +71,11 @@ impl Site {
         &self.socket
     }
 
+    /// The configuration file's text, as the next start takes it.
+    pub fn toml(&self) -> String {
+        self.config().toml.clone()
+    }
+
     /// Replaces the configuration file's text, for the next start.
     pub fn set_toml(&self, toml: &str) {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).toml = toml.to_owned();

@@ -215,7 +215,12 @@ impl World {
 
     /// Waits until the job's latest session is over, whatever came of it.
     pub fn wait_over(&self, job: &str) -> Result<Session> {
-        let end = Instant::now() + SESSION;
+        self.wait_over_within(job, SESSION)
+    }
+
+    /// The same with a time limit of its own.
+    pub fn wait_over_within(&self, job: &str, limit: Duration) -> Result<Session> {
+        let end = Instant::now() + limit;
         loop {
             let last = self.last_session(job)?;
             if let Some(session) = last.filter(|session| session.state.is_over()) {
@@ -223,7 +228,7 @@ impl World {
             }
             if Instant::now() > end {
                 bail!(
-                    "job {job} is not over after {SESSION:?}\n{}\n{}",
+                    "job {job} is not over after {limit:?}\n{}\n{}",
                     self.source.log_tail(40),
                     self.target.log_tail(40)
                 );
