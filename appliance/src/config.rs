@@ -31,6 +31,9 @@ pub const STATE_DEFAULT: &str = "/var/lib/vbr";
 /// Runtime directory that goes with [`STATE_DEFAULT`].
 pub const RUNTIME_DEFAULT: &str = "/run/vbr";
 
+/// Keys of `[wire]` that take effect only after a restart.
+const WIRE_RESTARTS: &str = "wire.listen, wire.advertise, wire.transport, wire.congestion, wire.connections";
+
 /// How the link to peers is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -46,6 +49,25 @@ impl Transport {
         match self {
             Self::Tcp => "tcp",
             Self::Quic => "quic",
+        }
+    }
+}
+
+/// Who decides how fast a TCP connection may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Congestion {
+    /// The kernel's BBR; the system's default where the kernel refuses it.
+    Bbr,
+    /// The system's default, whatever it is.
+    System,
+}
+
+impl Congestion {
+    /// As written in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bbr => "bbr",
+            Self::System => "system",
         }
     }
 }
@@ -78,6 +100,10 @@ pub struct WireSection {
     pub advertise: Vec<String>,
     /// Preferred transport.
     pub transport: Transport,
+    /// Congestion control of TCP connections.
+    pub congestion: Congestion,
+    /// Most connections to one peer.
+    pub connections: usize,
     /// Upper bound on bytes on the wire of all peers together, bits a second.
     pub rate_bps: Option<u64>,
 }
@@ -267,11 +293,12 @@ impl Config {
 
     /// Sections that differ from `new` and take effect only after a restart.
     pub fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
-        let wire = |c: &Config| (c.wire.listen.clone(), c.wire.advertise.clone(), c.wire.transport);
+        let sockets = |c: &Config| (c.wire.transport, c.wire.congestion, c.wire.connections);
+        let wire = |c: &Config| (c.wire.listen.clone(), c.wire.advertise.clone(), sockets(c));
         let checks: [(&'static str, bool); 10] = [
             ("--state", self.state != new.state),
             ("site.name", self.site != new.site),
-            ("wire.listen, wire.advertise, wire.transport", wire(self) != wire(new)),
+            (WIRE_RESTARTS, wire(self) != wire(new)),
             ("datastore", self.datastores != new.datastores),
             ("cache", self.cache != new.cache),
             ("source", self.source != new.source),

@@ -55,6 +55,8 @@ pub const DISK_BYTES_MAX: u64 = 64 << 40;
 
 /// Heartbeats are sent this often on an idle control stream.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// The same while sessions run: what control takes beside bulk is shown to operators.
+pub const HEARTBEAT_BUSY_INTERVAL: Duration = Duration::from_secs(1);
 /// A link that answered nothing for this long is dead.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The kernel gives up unacknowledged data after this.
@@ -68,6 +70,8 @@ pub const INVITATION_DEFAULT: Duration = Duration::from_secs(600);
 pub const INVITATION_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Wrong secrets an invitation survives.
 pub const INVITATION_TRIES: u32 = 5;
+/// Connections of one peer that carry sessions, where one does not fill the line.
+pub const LINKS_MAX: usize = 6;
 /// Paired peers.
 pub const PEERS_MAX: usize = 1024;
 

@@ -65,6 +65,16 @@ pub struct Peer {
     /// Congestion control of the link: `bbr`, `cubic`, …
     pub congestion_control: Option<String>,
     pub rtt_ms: Option<u64>,
+    /// Round trip of the last heartbeat: what control takes beside whatever the link carries. Measured
+    /// every second while sessions run.
+    #[serde(default)]
+    pub control_rtt_ms: Option<u64>,
+    /// The longest one since the link came up.
+    #[serde(default)]
+    pub control_rtt_max_ms: Option<u64>,
+    /// Connections that are up; several where one does not fill the line.
+    #[serde(default)]
+    pub links: u32,
     /// Bytes on the wire since this vbrd started, as the kernel counts TCP payload.
     pub sent_wire: u64,
     pub received_wire: u64,

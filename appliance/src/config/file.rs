@@ -19,6 +19,8 @@ pub const KEYS: &[&str] = &[
     "wire.listen",
     "wire.advertise",
     "wire.transport",
+    "wire.congestion",
+    "wire.connections",
     "wire.rate",
     "datastore.NAME.path",
     "datastore.NAME.reserve",
@@ -67,6 +69,8 @@ pub(super) struct Wire {
     pub listen: Texts,
     pub advertise: Texts,
     pub transport: Text,
+    pub congestion: Text,
+    pub connections: Option<Spanned<i64>>,
     pub rate: Text,
 }
 

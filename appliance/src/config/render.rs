@@ -18,6 +18,8 @@ pub(super) fn render(config: &Config) -> String {
     line(format!("listen = {}", list(config.wire.listen.iter().map(String::as_str))));
     line(format!("advertise = {}", list(config.wire.advertise.iter().map(String::as_str))));
     line(format!("transport = {}", quoted(config.wire.transport.as_str())));
+    line(format!("congestion = {}", quoted(config.wire.congestion.as_str())));
+    line(format!("connections = {}", config.wire.connections));
     match config.wire.rate_bps {
         Some(bps) => line(format!("rate = \"{bps}bit\"")),
         None => line("# rate: unlimited".into()),

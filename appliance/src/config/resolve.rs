@@ -12,7 +12,9 @@ use super::{
     AcceleratorSection, CacheSection, Config, DatastoreSection, LogSection, Overrides, RUNTIME_DEFAULT,
     STATE_DEFAULT, SourceSection, Transport, WireSection, file,
 };
-use crate::limits::{ANCHOR_MEMORY_BYTES, BLOCK_MEMORY_BYTES, CACHE_BYTES_MIN, DATABASE_MEMORY_BYTES};
+use crate::limits::{
+    ANCHOR_MEMORY_BYTES, BLOCK_MEMORY_BYTES, CACHE_BYTES_MIN, DATABASE_MEMORY_BYTES, LINKS_MAX,
+};
 
 pub(super) const GIB: u64 = 1 << 30;
 pub(super) const MIB: u64 = 1 << 20;
@@ -50,6 +52,8 @@ pub(super) fn resolve(
             listen: listen(&raw, overrides, transport, checker),
             advertise: checker.multiaddrs("wire.advertise", raw.wire.advertise.as_ref()).unwrap_or_default(),
             transport,
+            congestion: checker.congestion("wire.congestion", raw.wire.congestion.as_ref()),
+            connections: checker.count("wire.connections", raw.wire.connections.as_ref(), LINKS_MAX),
             rate_bps: raw.wire.rate.as_ref().and_then(|v| checker.rate("wire.rate", v)),
         },
         datastores: datastores(&raw.datastore, &state, checker),

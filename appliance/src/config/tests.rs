@@ -41,6 +41,8 @@ name = "dr"
 listen = ["/ip4/127.0.0.1/udp/7301/quic-v1"]
 advertise = ["/dns/dr.example.com/udp/7301/quic-v1"]
 transport = "quic"
+congestion = "system"
+connections = 2
 rate = "20Mbit"
 [datastore.fast]
 path = "/srv/fast"
@@ -69,6 +71,7 @@ database = "128MiB"
     .expect("good");
     assert_eq!(config.site, "dr");
     assert_eq!((config.wire.transport, config.wire.rate_bps), (Transport::Quic, Some(20_000_000)));
+    assert_eq!((config.wire.congestion, config.wire.connections), (Congestion::System, 2));
     assert_eq!(config.datastores.len(), 2);
     assert_eq!(config.datastores[0].reserve_bytes, GIB);
     assert_eq!(config.datastores[1].path, Path::new("/srv/slow"));
@@ -85,10 +88,10 @@ database = "128MiB"
 
 #[test]
 fn faults_say_where_and_what_is_allowed() {
-    let text = "[site]\nname = \"DR Site\"\n\n[wire]\nlisten = [\"0.0.0.0:7300\"]\n  rate = \"fast\"\ntransport = \"udp\"\n\
+    let text = "[site]\nname = \"DR Site\"\n\n[wire]\nlisten = [\"0.0.0.0:7300\"]\n  rate = \"fast\"\ntransport = \"udp\"\ncongestion = \"cubic\"\nconnections = 0\n\
                 [retention]\nmin_age = \"7 moons\"\n[cache]\nsize = \"1MiB\"\npath = \"packs\"\n[log]\nlevel = \"inof\"\n";
     let faults = faults(text);
-    assert_eq!(faults.len(), 8, "{faults:#?}");
+    assert_eq!(faults.len(), 10, "{faults:#?}");
     let has = |start: &str, word: &str| {
         assert!(
             faults.iter().any(|f| f.starts_with(start) && f.contains(word)),
@@ -99,10 +102,12 @@ fn faults_say_where_and_what_is_allowed() {
     has("/etc/vbr/vbrd.toml:5:11: wire.listen:", "/ip4/0.0.0.0/tcp/7300");
     has("/etc/vbr/vbrd.toml:6:10: wire.rate:", "20Mbit");
     has("/etc/vbr/vbrd.toml:7:13: wire.transport:", "\"quic\"");
-    has("/etc/vbr/vbrd.toml:9:11: retention.min_age:", "7d");
-    has("/etc/vbr/vbrd.toml:11:8: cache.size:", "too small");
-    has("/etc/vbr/vbrd.toml:12:8: cache.path:", "absolute");
-    has("/etc/vbr/vbrd.toml:14:9: log.level:", "info");
+    has("/etc/vbr/vbrd.toml:8:14: wire.congestion:", "\"system\"");
+    has("/etc/vbr/vbrd.toml:9:15: wire.connections:", "1 to 6");
+    has("/etc/vbr/vbrd.toml:11:11: retention.min_age:", "7d");
+    has("/etc/vbr/vbrd.toml:13:8: cache.size:", "too small");
+    has("/etc/vbr/vbrd.toml:14:8: cache.path:", "absolute");
+    has("/etc/vbr/vbrd.toml:16:9: log.level:", "info");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::{Config, ConfigError, ConfigFault, LogFormat, Transport};
+use super::{Config, ConfigError, ConfigFault, Congestion, LogFormat, Transport};
 
 /// More faults than this help nobody.
 const FAULTS_MAX: usize = 50;
@@ -126,6 +126,29 @@ impl Checker {
             other => Err(format!("\"{other}\" is no transport; allowed: \"tcp\", \"quic\"")),
         };
         self.taken(key, value, parsed).unwrap_or(Transport::Tcp)
+    }
+
+    pub fn congestion(&mut self, key: &str, value: Option<&Spanned<String>>) -> Congestion {
+        let Some(value) = value else { return Congestion::Bbr };
+        let parsed = match value.get_ref().as_str() {
+            "bbr" => Ok(Congestion::Bbr),
+            "system" => Ok(Congestion::System),
+            other => Err(format!("\"{other}\" is no congestion control; allowed: \"bbr\", \"system\"")),
+        };
+        self.taken(key, value, parsed).unwrap_or(Congestion::Bbr)
+    }
+
+    /// A number from 1 to `max`, which is also the default.
+    pub fn count(&mut self, key: &str, value: Option<&Spanned<i64>>, max: usize) -> usize {
+        let Some(value) = value else { return max };
+        match usize::try_from(*value.get_ref()) {
+            Ok(count) if (1..=max).contains(&count) => count,
+            _ => {
+                let what = format!("{} is out of bounds; allowed: 1 to {max}", value.get_ref());
+                self.fault_in(value.span(), key, what);
+                max
+            }
+        }
     }
 
     pub fn log_format(&mut self, key: &str, value: Option<&Spanned<String>>) -> LogFormat {

@@ -19,7 +19,7 @@ use super::state_dir::{StateDir, private_dir};
 use crate::accelerator::anchors::AnchorStore;
 use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
-use crate::config::{Config, Overrides, Transport};
+use crate::config::{Config, Congestion, Overrides, Transport};
 use crate::control::{self, Api};
 use crate::database::Database;
 use crate::error::Problem;
@@ -282,6 +282,8 @@ fn wire_config(config: &Config, state: &StateDir) -> WireConfig {
             Transport::Tcp => TransportKind::Tcp,
             Transport::Quic => TransportKind::Quic,
         },
+        bbr: config.wire.congestion == Congestion::Bbr,
+        connections: config.wire.connections,
         rate_bps: config.wire.rate_bps,
         advertise: config.wire.advertise.clone(),
     }

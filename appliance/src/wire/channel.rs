@@ -1,4 +1,5 @@
-//! One session's channel: two bounded queues and two handles.
+//! One session's channel: two bounded queues and two handles. It lies on one stream, or, as a bundle,
+//! on several ([`super::bundle`]).
 //!
 //! The sender waits for permits, so that at most [`CHANNEL_SEND_BYTES_MAX`] of a channel wait for the
 //! scheduler. The stream's reader never waits for a slow receiver: what does not fit into
@@ -6,18 +7,18 @@
 //! an honest peer far below that. Messages are parsed by whoever receives them, not by the reader.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
 
 use super::WireError;
 use super::accounting::ChannelCounters;
-use super::frame::kind;
+use super::bundle::{Bundle, Place, end_words};
+use super::frame::{FrameError, kind};
 use super::message::Message;
-use super::mux::Mux;
+use super::order::Refused;
 use super::scheduler::Outgoing;
-use super::stream::Outbox;
 use crate::limits::MESSAGE_BYTES_MAX;
 
 /// Bytes of one channel that wait for the scheduler; the largest message always fits.
@@ -29,13 +30,17 @@ const MESSAGE_OVERHEAD_BYTES: usize = 256;
 
 /// What both handles and the stream's tables share.
 pub struct Channel {
-    pub(super) id: u32,
     pub(super) counters: Arc<ChannelCounters>,
-    outbox: Arc<Outbox>,
+    way: Way,
     permits: Arc<Semaphore>,
     inbox: Mutex<Inbox>,
     arrived: Notify,
-    mux: Weak<Mux>,
+}
+
+/// How its frames travel.
+enum Way {
+    One(Place),
+    Bundle(Bundle),
 }
 
 #[derive(Default)]
@@ -46,21 +51,75 @@ struct Inbox {
 }
 
 impl Channel {
-    pub(super) fn new(
-        id: u32,
-        outbox: Arc<Outbox>,
-        counters: Arc<ChannelCounters>,
-        mux: Weak<Mux>,
-    ) -> Arc<Self> {
+    /// On one stream.
+    pub(super) fn single(place: Place) -> Arc<Self> {
+        let counters = ChannelCounters::default();
+        counters.add(place.share.clone());
+        Self::new(counters, Way::One(place))
+    }
+
+    /// On several; none of them yet.
+    pub(super) fn bundled(bundle: Bundle) -> Arc<Self> {
+        Self::new(ChannelCounters::default(), Way::Bundle(bundle))
+    }
+
+    fn new(counters: ChannelCounters, way: Way) -> Arc<Self> {
         Arc::new(Self {
-            id,
-            counters,
-            outbox,
+            counters: Arc::new(counters),
+            way,
             permits: Arc::new(Semaphore::new(CHANNEL_SEND_BYTES_MAX)),
             inbox: Mutex::default(),
             arrived: Notify::new(),
-            mux,
         })
+    }
+
+    /// The bundle, where it is one.
+    pub(super) fn bundle(&self) -> Option<&Bundle> {
+        match &self.way {
+            Way::One(_) => None,
+            Way::Bundle(bundle) => Some(bundle),
+        }
+    }
+
+    /// One more stream carries the bundle. False where it is over, or where this is none.
+    pub(super) fn add(&self, place: Place) -> bool {
+        let share = place.share.clone();
+        let added = self.bundle().is_some_and(|bundle| bundle.add(place));
+        if added {
+            self.counters.add(share);
+        }
+        added
+    }
+
+    /// Takes a piece. False where it is one too many: the channel has ended.
+    pub(super) fn take_piece(&self, body: Bytes) -> Result<bool, FrameError> {
+        let Some(bundle) = self.bundle() else {
+            return Err(FrameError::Place { kind: kind::PIECE, channel: 0 });
+        };
+        let room = CHANNEL_RECEIVE_BYTES_MAX.saturating_sub(self.inbox().bytes);
+        let mut fits = true;
+        let taken = bundle.take(body, room, |kind, body| match kind {
+            kind::CHANNEL_CLOSE => {
+                self.end(WireError::Closed { why: String::from_utf8_lossy(&body).into_owned() });
+            }
+            kind => fits &= self.deliver(kind, body),
+        });
+        match taken {
+            Ok(()) => Ok(fits),
+            Err(Refused::Frame(error)) => Err(error),
+            Err(Refused::Full) => {
+                self.end(WireError::Overflow);
+                Ok(false)
+            }
+        }
+    }
+
+    /// A stream that carries it is gone, or refused it.
+    pub(super) fn lose(&self, why: WireError) {
+        if let Some(bundle) = self.bundle() {
+            bundle.break_off(&end_words(&why));
+        }
+        self.end(why);
     }
 
     /// Takes a message for the receiver. False where its queue is full: the channel has ended.
@@ -99,8 +158,12 @@ impl Channel {
         let Ok(permit) = self.permits.clone().acquire_many_owned(cost).await else {
             return Err(self.reason());
         };
-        let message = Outgoing::session(kind, [head, tail], self.counters.clone(), permit);
-        if self.outbox.push(self.id, message) { Ok(()) } else { Err(self.reason()) }
+        let message = |share| Outgoing::session(kind, [head, tail], share, permit);
+        let queued = match &self.way {
+            Way::One(place) => place.outbox.push(place.id, message(Some(place.share.clone()))),
+            Way::Bundle(bundle) => bundle.push(message(None)),
+        };
+        if queued { Ok(()) } else { Err(self.reason()) }
     }
 
     async fn recv(&self) -> Result<Message, WireError> {
@@ -139,12 +202,14 @@ struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let channel = &self.channel;
-        channel.counters.freeze();
-        if let Some(mux) = channel.mux.upgrade() {
-            mux.forget(channel.id);
+        self.channel.counters.freeze();
+        match &self.channel.way {
+            Way::One(place) => {
+                place.forget();
+                place.close("");
+            }
+            Way::Bundle(bundle) => bundle.close(),
         }
-        channel.outbox.push(channel.id, Outgoing::control(kind::CHANNEL_CLOSE, Bytes::new()));
     }
 }
 

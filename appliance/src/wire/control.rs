@@ -13,10 +13,12 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, oneshot};
 
+use super::driver::Order;
 use super::frame::{Assembler, FrameError, HEADER_BYTES, Header, kind};
 use super::heartbeat::{Action, Heartbeat};
 use super::link::Context;
 use super::message::{Request, Response, pack, unpack};
+use super::mux::Mux;
 use super::scheduler::Outgoing;
 use super::stream::{FrameReader, Outbox, StreamError};
 use super::{Incoming, WireError};
@@ -52,6 +54,11 @@ impl Requests {
         (Self { outbox, pending: pending.clone(), slots: Semaphore::new(REQUESTS_MAX) }, pending)
     }
 
+    /// Sends a frame of the stream itself.
+    pub fn push(&self, message: Outgoing) {
+        self.outbox.push(0, message);
+    }
+
     /// Sends a request and waits for its answer; the caller bounds how long. Dropping it gives up.
     pub async fn ask(&self, body: Bytes) -> Result<Response, WireError> {
         let lost = || WireError::Lost { why: "the connection was closed".to_owned() };
@@ -85,19 +92,19 @@ impl Drop for Forget<'_> {
     }
 }
 
-/// The control stream until it fails.
+/// The control stream until it fails. `own`: the data stream that we opened.
 pub async fn run(
     context: &Arc<Context>,
     reader: FrameReader<impl AsyncRead + Unpin>,
     writer: impl AsyncWrite + Unpin,
-    outbox: &Arc<Outbox>,
-    pending: &Arc<Pending>,
+    own: &Mux,
+    (outbox, pending): (&Arc<Outbox>, &Arc<Pending>),
 ) -> StreamError {
     let started = Instant::now();
     tokio::select! {
         ended = read_control(context, reader, outbox, pending, started) => ended,
         ended = outbox.run(writer, &context.counters) => ended.err().unwrap_or(StreamError::Closed),
-        () = beat(context, outbox, started) => StreamError::Io(std::io::Error::new(
+        () = beat(context, own, outbox, started) => StreamError::Io(std::io::Error::new(
             std::io::ErrorKind::TimedOut,
             "the peer did not answer heartbeats",
         )),
@@ -105,10 +112,11 @@ pub async fn run(
 }
 
 /// Sends heartbeats; returns when the link is dead.
-async fn beat(context: &Context, outbox: &Outbox, started: Instant) {
+async fn beat(context: &Context, own: &Mux, outbox: &Outbox, started: Instant) {
     let mut heartbeat = Heartbeat::new(started);
     loop {
-        let wake = match heartbeat.apply(context.counters.last_heard(), Instant::now()) {
+        let used = context.accepted.get().is_some_and(|mux| mux.channels() > 0) || own.channels() > 0;
+        let wake = match heartbeat.apply(context.counters.last_heard(), used, Instant::now()) {
             Action::Dead => return,
             Action::Wait(at) => at,
             Action::Ping(at) => {
@@ -151,6 +159,11 @@ async fn read_control(
                     let sent = Duration::from_micros(u64::from_be_bytes(sent));
                     context.counters.note_rtt(started.elapsed().saturating_sub(sent));
                 }
+            }
+            (kind::LINKS_WANTED, count) if id == 0 && count.len() == 1 => {
+                // The peer repeats it for as long as it holds.
+                let order = Order::LinksWanted { peer: context.peer, count: count[0] };
+                let _ = context.driver.try_send(order);
             }
             (kind::REQUEST, body) if id != 0 => match unpack(kind::REQUEST, &body) {
                 Ok(request) => answer(context, outbox, id, request, &answering),

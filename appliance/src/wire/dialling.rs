@@ -1,12 +1,12 @@
-//! When to dial whom, which of several links counts, and how the rate is shared: the part of the
-//! swarm task that runs by the clock.
+//! When to dial whom, and which of several links counts: the part of the swarm task that runs by the
+//! clock.
 //!
 //! Owns nothing: it is the second half of [`Driver`]. Bounds: one dial per peer at a time, pauses of
 //! 0.5 to 30 s after a failure.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId};
@@ -15,9 +15,6 @@ use super::driver::{Driver, Order, flat};
 use super::heartbeat::Backoff;
 use super::link::Link;
 use super::transport::resolve;
-
-/// A duplicate link without channels is closed after this.
-const DUPLICATE_IDLE: Duration = Duration::from_secs(10);
 
 /// Dialling one peer.
 #[derive(Default)]
@@ -37,7 +34,7 @@ pub fn dial_options(peer: PeerId, addresses: Vec<Multiaddr>) -> DialOpts {
 
 impl Driver {
     pub(super) fn on_tick(&mut self, now: Instant) {
-        self.close_duplicates(now);
+        self.tend_links(now);
         let connected: HashSet<PeerId> = self
             .connections
             .values()
@@ -92,45 +89,16 @@ impl Driver {
             dial.due = None;
         }
     }
-
-    /// Where both sides dialled, the link dialled by the smaller identity stays; the other is closed
-    /// by its dialler once it carries nothing. Both sides come to the same choice.
-    fn close_duplicates(&mut self, now: Instant) {
-        let own = *self.parts.swarm.local_peer_id();
-        let mut close = Vec::new();
-        for list in self.parts.links.borrow().values().filter(|list| list.len() > 1) {
-            let Some(keep) = preferred(list, &own) else { continue };
-            close.extend(
-                list.iter()
-                    .filter(|link| link.context.dialled && !Arc::ptr_eq(link, &keep) && !link.is_used())
-                    .filter(|link| now.saturating_duration_since(link.since) > DUPLICATE_IDLE)
-                    .cloned(),
-            );
-        }
-        for link in close {
-            link.context.fail("a second connection to the same peer was not needed");
-        }
-    }
-
-    /// The rate is split evenly among the connections.
-    pub(super) fn share_rate(&mut self) {
-        let paired = || self.connections.values().filter(|connection| connection.paired);
-        let count = paired().count().max(1) as u64;
-        let share = self.parts.rate_bps.map(|rate| (rate / count).max(8));
-        self.parts.sockets.set_rate(share);
-        for connection in paired() {
-            connection.context.counters.set_rate(share);
-        }
-    }
 }
 
 /// The link that new sessions take, and that survives its duplicates.
 pub fn preferred(links: &[Arc<Link>], own: &PeerId) -> Option<Arc<Link>> {
     let up = links.iter().filter(|link| link.is_up());
-    // Newest first among those of the smaller identity: an older one is more likely dead.
+    // Newest first among those of the smaller identity: an older one is more likely dead. An extra
+    // one only where nothing else is left.
     up.max_by_key(|link| {
         let by_smaller = link.context.dialled == (*own < link.context.peer);
-        (by_smaller, link.since)
+        (by_smaller, !link.context.extra, link.since)
     })
     .cloned()
 }

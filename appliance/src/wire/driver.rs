@@ -22,7 +22,9 @@ use tokio_util::task::TaskTracker;
 
 use super::accounting::ConnectionCounters;
 use super::behaviour::{Behaviour, Inbound, OpenReply};
+use super::bundle::Bundles;
 use super::dialling::{Dial, dial_options};
+use super::extras::Growth;
 use super::gate::Gate;
 use super::link::{self, Context, Link};
 use super::state::{Links, Shared};
@@ -33,7 +35,7 @@ use crate::limits::PEERS_MAX;
 
 /// Connections that have not finished their handshake.
 const PENDING_MAX: u32 = 64;
-/// Connections of one peer: its link, a duplicate, a pairing, and dead ones not found yet.
+/// Connections of one peer: its links, a duplicate, a pairing, and dead ones not found yet.
 const PER_PEER_MAX: u32 = 8;
 /// Pairings under way.
 const PAIRINGS_MAX: usize = 8;
@@ -52,6 +54,8 @@ pub enum Order {
     Dial { peer: PeerId, addresses: Vec<Multiaddr> },
     /// A connection for pairing; answers its number and where it leads.
     Join { peer: PeerId, addresses: Vec<Multiaddr>, reply: JoinReply },
+    /// The peer did not dial and wants more links.
+    LinksWanted { peer: PeerId, count: u8 },
     /// Done with a connection.
     Close { connection: ConnectionId },
     /// No longer paired: every connection is cut now.
@@ -104,6 +108,8 @@ pub struct Parts {
     pub site: String,
     /// Bits a second for all connections together.
     pub rate_bps: Option<u64>,
+    /// Most connections to one peer that carry sessions.
+    pub connections: usize,
     /// Every task of the wire.
     pub tracker: TaskTracker,
     /// Ends everything.
@@ -117,6 +123,12 @@ pub(super) struct Connection {
     pub(super) paired: bool,
     /// Its link's task runs.
     pub(super) started: bool,
+    /// Where it leads.
+    pub(super) remote: Multiaddr,
+    /// Since when its link carries no channel; none while it does.
+    pub(super) idle_since: Option<Instant>,
+    /// The rate it was given last.
+    pub(super) share: Option<Option<u64>>,
 }
 
 /// See the module.
@@ -124,6 +136,8 @@ pub struct Driver {
     pub(super) parts: Parts,
     pub(super) connections: HashMap<ConnectionId, Connection>,
     pub(super) dials: HashMap<PeerId, Dial>,
+    pub(super) bundles: HashMap<PeerId, Arc<Bundles>>,
+    pub(super) growth: HashMap<PeerId, Growth>,
     joins: HashMap<ConnectionId, JoinReply>,
     pairings: Arc<AtomicUsize>,
 }
@@ -135,6 +149,8 @@ impl Driver {
             parts,
             connections: HashMap::new(),
             dials: HashMap::new(),
+            bundles: HashMap::new(),
+            growth: HashMap::new(),
             joins: HashMap::new(),
             pairings: Arc::default(),
         }
@@ -175,7 +191,9 @@ impl Driver {
                 let why = flat(&error);
                 if let Some(reply) = self.joins.remove(&connection_id) {
                     let _ = reply.send(Err(why));
-                } else if let Some(peer) = peer_id {
+                } else if let Some(peer) = peer_id
+                    && !self.extra_failed(&peer, connection_id, Instant::now())
+                {
                     self.dial_failed(peer, why);
                 }
             }
@@ -226,6 +244,7 @@ impl Driver {
                     }
                 }
             }
+            Order::LinksWanted { peer, count } => self.links_wanted(peer, count, Instant::now()),
             Order::Close { connection } => {
                 self.parts.swarm.close_connection(connection);
             }
@@ -244,11 +263,15 @@ impl Driver {
         let probe = self.parts.sockets.claim(remote, dialled);
         let counters = Arc::new(ConnectionCounters::new(probe));
         let paired = self.parts.gate.book.is_paired(&peer);
+        // A stranger's are not kept: it cannot open any.
+        let bundles = if paired { self.bundles.entry(peer).or_default().clone() } else { Arc::default() };
         let context = Arc::new(Context {
             connection: id,
             peer,
             dialled,
+            extra: self.take_extra(&peer, id),
             counters: counters.clone(),
+            bundles,
             hello: Hello::new(&self.parts.site),
             book: self.parts.gate.book.clone(),
             incoming: self.parts.incoming.clone(),
@@ -263,7 +286,15 @@ impl Driver {
         if paired || join.is_some() {
             self.parts.shared.peers().entry(peer).or_default().living.push((id, counters));
         }
-        self.connections.insert(id, Connection { context: context.clone(), paired, started: start });
+        let known = Connection {
+            context: context.clone(),
+            paired,
+            started: start,
+            remote: without_peer(remote),
+            idle_since: None,
+            share: None,
+        };
+        self.connections.insert(id, known);
         self.share_rate();
         if let Some(reply) = join {
             let _ = reply.send(Ok((id, without_peer(remote))));
@@ -333,73 +364,6 @@ impl Driver {
                 dial.due = None;
             }
         }
-    }
-
-    fn on_link_up(&mut self, link: Arc<Link>) {
-        let (peer, id) = (link.context.peer, link.context.connection);
-        if !self.connections.contains_key(&id) || !link.is_up() {
-            return;
-        }
-        if let Some(dial) = self.dials.get_mut(&peer) {
-            *dial = Dial::default();
-        }
-        {
-            let mut peers = self.parts.shared.peers();
-            let state = peers.entry(peer).or_default();
-            state.last_seen = Some(jiff::Timestamp::now());
-            state.last_error = None;
-        }
-        tracing::info!(%peer, "link is up");
-        self.parts.links.send_modify(|links| links.entry(peer).or_default().push(link));
-    }
-
-    fn on_link_down(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get(&id) else { return };
-        let context = connection.context.clone();
-        if self.unlink(context.peer, id) {
-            tracing::info!(peer = %context.peer, why = %context.reason(), "link is down");
-        }
-        self.parts.swarm.close_connection(id);
-        // A graceful close would wait for a black hole.
-        if let Some(probe) = &context.counters.probe {
-            probe.shutdown();
-        }
-    }
-
-    /// Takes a link off the list. True where it was on it.
-    fn unlink(&mut self, peer: PeerId, id: ConnectionId) -> bool {
-        let found = self.parts.links.send_if_modified(|links| {
-            let Some(list) = links.get_mut(&peer) else { return false };
-            let before = list.len();
-            list.retain(|link| link.context.connection != id);
-            let found = list.len() < before;
-            if list.is_empty() {
-                links.remove(&peer);
-            }
-            found
-        });
-        if found {
-            self.parts.shared.peers().entry(peer).or_default().last_seen = Some(jiff::Timestamp::now());
-        }
-        found
-    }
-
-    fn cut(&mut self, peer: PeerId) {
-        let cut: Vec<_> = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| connection.context.peer == peer)
-            .map(|(id, connection)| (*id, connection.context.clone()))
-            .collect();
-        for (id, context) in cut {
-            context.fail("the pairing was revoked at this site");
-            self.unlink(peer, id);
-            self.parts.swarm.close_connection(id);
-            if let Some(probe) = &context.counters.probe {
-                probe.shutdown();
-            }
-        }
-        self.dials.remove(&peer);
     }
 }
 

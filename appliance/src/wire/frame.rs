@@ -42,6 +42,14 @@ pub mod kind {
     pub const CHANNEL_CLOSE: u8 = 8;
     /// A pairing message.
     pub const PAIR: u8 = 9;
+    /// A new channel that begins a bundle; the body is the bundle's name.
+    pub const BUNDLE_OPEN: u8 = 10;
+    /// A new channel that joins a bundle; the body is the bundle's name.
+    pub const BUNDLE_JOIN: u8 = 11;
+    /// A frame of a bundle, numbered over all its channels.
+    pub const PIECE: u8 = 12;
+    /// Data waits here: the peer, which dials, may open links up to this many (one byte).
+    pub const LINKS_WANTED: u8 = 13;
     /// The first type of a session message.
     pub const SESSION_FIRST: u8 = 32;
 }

@@ -67,6 +67,10 @@ pub struct WireConfig {
     pub listen: Vec<String>,
     /// How to listen.
     pub transport: TransportKind,
+    /// BBR where the kernel has it; false: the system's congestion control.
+    pub bbr: bool,
+    /// Most connections to one peer that carry sessions.
+    pub connections: usize,
     /// Bits a second on the wire for all connections together.
     pub rate_bps: Option<u64>,
     /// Multiaddrs that codes carry before those of the listeners: a public name, a forwarded port.
@@ -104,7 +108,7 @@ impl Wire {
         let own = key.public().to_peer_id();
         let advertise = config.advertise.iter().map(|a| parse(a)).collect::<Result<_, _>>()?;
         let gate = Arc::new(Gate { book: Arc::new(book), invitations: Invitations::default() });
-        let sockets = Arc::new(Sockets::default());
+        let sockets = Arc::new(Sockets::new(config.bbr));
         sockets.set_rate(config.rate_bps);
         let transport = transport::build(&key, sockets.clone())
             .map_err(|error| Problem::new("internal", "start the wire", error.to_string(), "report this"))?;
@@ -130,6 +134,7 @@ impl Wire {
             orders: orders.clone(),
             site: site.clone(),
             rate_bps: config.rate_bps,
+            connections: config.connections,
             tracker: tracker.clone(),
             cancel,
         });

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
+use crate::limits::{HEARTBEAT_BUSY_INTERVAL, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 
 /// What the driver must do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,26 +21,30 @@ pub enum Action {
 /// State of one link's heartbeat.
 #[derive(Debug)]
 pub struct Heartbeat {
-    next_ping: Instant,
+    last_ping: Instant,
 }
 
 impl Heartbeat {
     /// A link that came up at `now`.
     pub fn new(now: Instant) -> Self {
-        Self { next_ping: now + HEARTBEAT_INTERVAL }
+        Self { last_ping: now }
     }
 
-    /// Decides, given when anything was last heard.
-    pub fn apply(&mut self, last_heard: Instant, now: Instant) -> Action {
+    /// Decides, given when anything was last heard. `used`: sessions run, and how long control takes
+    /// beside them is worth knowing more often.
+    pub fn apply(&mut self, last_heard: Instant, used: bool, now: Instant) -> Action {
         let dead_at = last_heard + HEARTBEAT_TIMEOUT;
         if now >= dead_at {
             return Action::Dead;
         }
-        if now < self.next_ping {
-            return Action::Wait(self.next_ping.min(dead_at));
+        let interval = if used { HEARTBEAT_BUSY_INTERVAL } else { HEARTBEAT_INTERVAL };
+        // Whether sessions run is looked at in the short interval.
+        let wake = dead_at.min(now + HEARTBEAT_BUSY_INTERVAL);
+        if now < self.last_ping + interval {
+            return Action::Wait(wake.min(self.last_ping + interval));
         }
-        self.next_ping = now + HEARTBEAT_INTERVAL;
-        Action::Ping(self.next_ping.min(dead_at))
+        self.last_ping = now;
+        Action::Ping(wake)
     }
 }
 
@@ -69,12 +73,12 @@ mod tests {
     use super::*;
 
     /// Runs a link against a peer that answers until `silent_from`; answers when it was called dead.
-    fn run(silent_from: Duration, until: Duration) -> (u32, Option<Duration>) {
+    fn run(silent_from: Duration, used: bool, until: Duration) -> (u32, Option<Duration>) {
         let start = Instant::now();
         let mut beat = Heartbeat::new(start);
         let (mut now, mut heard, mut pings) = (start, start, 0);
         while now < start + until {
-            match beat.apply(heard, now) {
+            match beat.apply(heard, used, now) {
                 Action::Dead => return (pings, Some(now - start)),
                 Action::Wait(at) => now = at,
                 Action::Ping(at) => {
@@ -91,15 +95,16 @@ mod tests {
 
     #[test]
     fn a_living_link_stays() {
-        let (pings, dead) = run(Duration::from_secs(10_000), Duration::from_secs(1000));
-        assert_eq!((pings, dead), (199, None));
+        let long = Duration::from_secs(10_000);
+        assert_eq!(run(long, false, Duration::from_secs(1000)), (199, None));
+        assert_eq!(run(long, true, Duration::from_secs(1000)), (999, None));
     }
 
     #[test]
     fn a_black_hole_is_found_within_thirty_seconds() {
-        for silent in [0, 1, 5, 7, 100] {
+        for (silent, used) in [(0, false), (1, true), (5, false), (7, true), (100, false)] {
             let silent = Duration::from_secs(silent);
-            let (_, dead) = run(silent, Duration::from_secs(1000));
+            let (_, dead) = run(silent, used, Duration::from_secs(1000));
             let dead = dead.expect("found");
             assert!(dead <= silent + Duration::from_secs(30), "{dead:?}");
         }

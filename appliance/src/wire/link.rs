@@ -2,12 +2,14 @@
 //!
 //! A link is up when the control Hello was exchanged and our own data stream was acknowledged. It
 //! ends as a whole: whatever task fails first says why, the others follow, every channel learns it.
+//! Further links to the same peer are extras: they carry bundles beside the first one.
 //! The task [`run`] owns the control stream; the swarm task owns the connection itself.
 //! Bounds: two data streams; what flows on them is bounded in `mux` and `control`.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use libp2p::PeerId;
 use libp2p::swarm::{ConnectionId, Stream, StreamProtocol};
 use tokio::io::{ReadHalf, WriteHalf};
@@ -17,12 +19,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::accounting::ConnectionCounters;
+use super::bundle::Bundles;
+use super::channel::Channel;
 use super::control::{self, Requests};
 use super::driver::Order;
+use super::frame::kind;
 use super::message::{Request, Response, pack};
 use super::mux::Mux;
 use super::peers::PeerBook;
-use super::stream::{FrameReader, Hello, Outbox, hear_hello, say_hello};
+use super::scheduler::Outgoing;
+use super::stream::{CAPABILITY_BUNDLES, FrameReader, Hello, Outbox, hear_hello, say_hello};
 use super::{CONTROL_PROTOCOL, DATA_PROTOCOL, Incoming, WireError};
 use crate::limits::CONTROL_BYTES_MAX;
 
@@ -39,8 +45,12 @@ pub struct Context {
     pub peer: PeerId,
     /// True where we dialled.
     pub dialled: bool,
+    /// True where we dialled it beside another link.
+    pub extra: bool,
     /// What crosses it.
     pub counters: Arc<ConnectionCounters>,
+    /// The bundles between the two sites.
+    pub bundles: Arc<Bundles>,
     /// Our Hello.
     pub hello: Hello,
     /// Who is paired.
@@ -90,6 +100,8 @@ pub struct Link {
     pub context: Arc<Context>,
     /// Since when.
     pub since: Instant,
+    /// Both sides can run a session over several links.
+    pub bundles: bool,
     mux: Arc<Mux>,
     requests: Requests,
 }
@@ -105,9 +117,42 @@ impl Link {
         !self.context.cancel.is_cancelled()
     }
 
-    /// A channel on our data stream.
+    /// True where sessions' messages wait for their turn.
+    pub fn bulk_waits(&self) -> bool {
+        let accepted = self.context.accepted.get();
+        self.mux.outbox().bulk_waits() || accepted.is_some_and(|mux| mux.outbox().bulk_waits())
+    }
+
+    /// True where the kernel says that its congestion control is not BBR. QUIC does not say.
+    pub fn is_loss_based(&self) -> bool {
+        let congestion = self.context.counters.probe.as_ref().and_then(|probe| probe.congestion());
+        congestion.is_some_and(|name| !name.starts_with("bbr"))
+    }
+
+    /// A channel on our data stream: one that can grow over further links where they may be needed.
     pub fn open_session(&self) -> Result<super::SessionChannel, WireError> {
-        self.mux.open()
+        if !self.bundles || !self.is_loss_based() {
+            return self.mux.open();
+        }
+        let mut name = [0; 16];
+        super::random(&mut name)?;
+        self.mux.open_bundle(name)
+    }
+
+    /// Has a bundle of ours use this link as well.
+    pub fn carry(&self, channel: &Arc<Channel>) {
+        let is_on = channel.bundle().is_some_and(|bundle| bundle.is_on(&self.mux));
+        if self.bundles
+            && !is_on
+            && let Err(error) = self.mux.join(channel)
+        {
+            tracing::debug!(peer = %self.context.peer, %error, "a session does not use a further link");
+        }
+    }
+
+    /// Tells the dialler that more links are of use.
+    pub fn ask_for_links(&self, count: u8) {
+        self.requests.push(Outgoing::control(kind::LINKS_WANTED, Bytes::copy_from_slice(&[count])));
     }
 
     /// Where the messages of our data stream wait.
@@ -162,16 +207,17 @@ async fn drive(context: &Arc<Context>, inbound: Option<Stream>) -> Result<(), St
     };
     let hello = hello.map_err(|error| format!("no hello: {error}"))?;
     tracing::debug!(peer = %context.peer, site = %hello.site, software = %hello.software, "hello");
+    let bundles = context.hello.agrees(&hello, CAPABILITY_BUNDLES);
 
     let mux = open_data(context).await?;
     let outbox = Arc::new(Outbox::new());
     let first = if context.dialled { 1 } else { 2 };
     let (requests, pending) = Requests::new(outbox.clone(), first);
-    let link = Link { context: context.clone(), since: Instant::now(), mux: mux.clone(), requests };
+    let link = Link { context: context.clone(), since: Instant::now(), bundles, mux: mux.clone(), requests };
     let up = context.driver.send(Order::LinkUp(Arc::new(link))).await;
     up.map_err(|_| "vbrd is stopping".to_owned())?;
 
-    let ended = control::run(context, reader, writer, &outbox, &pending).await;
+    let ended = control::run(context, reader, writer, &mux, (&outbox, &pending)).await;
     context.fail(ended.to_string());
     mux.kill(&context.lost());
     outbox.kill();
@@ -183,7 +229,7 @@ async fn open_data(context: &Arc<Context>) -> Result<Arc<Mux>, String> {
     let (mut reader, mut writer) = split(context.open_stream(DATA_PROTOCOL).await?);
     let said = say_hello(&mut reader, &mut writer, &context.hello).await;
     said.map_err(|error| format!("no hello on the data stream: {error}"))?;
-    let mux = Mux::new(context.counters.clone());
+    let mux = Mux::new(context.counters.clone(), context.bundles.clone());
     context.tracker.spawn(run_data(context.clone(), mux.clone(), reader, writer, true));
     Ok(mux)
 }
@@ -199,7 +245,7 @@ pub async fn accept_data(context: Arc<Context>, stream: Stream) {
         context.fail(format!("no hello on the data stream: {error}"));
         return;
     }
-    let mux = Mux::new(context.counters.clone());
+    let mux = Mux::new(context.counters.clone(), context.bundles.clone());
     if context.accepted.set(mux.clone()).is_err() {
         context.fail("the peer opened a second data stream");
         return;

@@ -2,7 +2,8 @@
 //!
 //! # Goals
 //!
-//! - Fill a long, lossy link: TCP with kernel BBR (QUIC by configuration), Noise, Yamux.
+//! - Fill a long, lossy link: TCP with kernel BBR (QUIC by configuration), Noise, Yamux. Without BBR
+//!   one connection does not: then several, and each session over all of them.
 //! - One public port at the target is enough: the branch dials, both sides open streams over the
 //!   connection.
 //! - Many sessions share a link fairly, and control stays quick under bulk.
@@ -34,6 +35,11 @@
 //! The id carries the major version. Minor version and capability bits go in the Hello; a capability
 //! counts where both sides set it. Records are postcard.
 //!
+//! | minor | capability | adds |
+//! |---|---|---|
+//! | 0 | | |
+//! | 1 | bit 0: bundles | BUNDLE_OPEN, BUNDLE_JOIN, PIECE, LINKS_WANTED |
+//!
 //! # Frames
 //!
 //! All streams carry frames: a header of 20 bytes, big endian, then the body.
@@ -58,14 +64,37 @@
 //! | 7 | CHANNEL_OPEN | data, by the stream's opener; numbers only grow | empty |
 //! | 8 | CHANNEL_CLOSE | data, either side | why, for people; empty for a normal end |
 //! | 9 | PAIR | pairing, channel 0 | one record each way |
+//! | 10 | BUNDLE_OPEN | data, by the stream's opener; as CHANNEL_OPEN | 16 random bytes: the bundle's name |
+//! | 11 | BUNDLE_JOIN | data of another connection; as CHANNEL_OPEN | the name |
+//! | 12 | PIECE | data, channel of a bundle | one whole frame |
+//! | 13 | LINKS_WANTED | control, channel 0 | one byte: how many connections |
 //! | 32-42 | session messages (41, 42: PROBE, HELD) | data | [`message::Message`] |
 //!
 //! HELLO is answered within 10 s, and nothing else is sent on a stream before that. A frame for a
 //! channel that is over is ignored; one for a channel that never was is a violation.
 //!
+//! # Bundles
+//!
+//! A session over several connections of the same two peers ([`bundle`]). Its opener begins it on one
+//! (BUNDLE_OPEN in the place of CHANNEL_OPEN) and, once anything came back on it, joins it with a
+//! channel on each further one. On all of its channels session messages travel in PIECE frames: the
+//! frame inside has channel 0, and its `sequence` counts the pieces of one direction of the bundle, from 0,
+//! wrapping, over all channels. Any channel takes the next piece; the receiver puts them in order
+//! ([`order`]), and fragments of a message follow each other in that order. The end of a direction is a
+//! piece, too: CHANNEL_CLOSE inside a PIECE, after which nothing follows. CHANNEL_CLOSE outside of one
+//! means that pieces are lost or refused: the bundle is over. So is it with the first of its connections
+//! that ends; its other channels are then closed. A join of a bundle that is over is answered by
+//! CHANNEL_CLOSE; a name in use, a piece outside a bundle, or a message outside a piece in one, is a
+//! violation, as is a number that came before. What waits for an earlier piece counts among the
+//! 8 MiB that a channel holds on its way in.
+//!
+//! A session begins as a bundle where both sides can and the opener's kernel does not use BBR. Whoever
+//! dialled opens more connections ([`spread`]): for itself, or because LINKS_WANTED, which holds for
+//! 5 s, asks for it. They are closed when they carried nothing for 60 s.
+//!
 //! # Liveness
 //!
-//! A PING every 5 s; any frame on any stream of the connection is a sign of life. After 20 s without
+//! A PING every 5 s, every second while sessions run; any frame on any stream of the connection is a sign of life. After 20 s without
 //! one the link is closed. The kernel gives up unacknowledged data after 15 s.
 //!
 //! # Sharing and bounds
@@ -73,11 +102,13 @@
 //! Each stream's sender is a deficit round robin by bytes over channels ([`scheduler`]), fragments of
 //! 64 KiB, a silent channel's first quantum before bulk. A channel holds at most 2.5 MiB on its way
 //! out (senders wait) and 8 MiB on its way in (more ends that channel: the reader never waits for a
-//! slow session). 128 channels a stream, 64 requests each way, 8 connections a peer.
+//! slow session). 128 channels a stream, 64 requests each way, 8 connections a peer, 6 of them to carry
+//! sessions.
 //!
-//! Several connections between two peers are allowed for a while (both dialled, or one is dead
-//! without knowing): a channel belongs to one connection; new ones take the newest link that the
-//! peer with the smaller identity dialled; the others are closed by their dialler once idle.
+//! Several connections between two peers also come about by themselves (both dialled, or one is dead
+//! without knowing): new sessions take the newest link that the peer with the smaller identity
+//! dialled, extra ones last; the others are closed by their dialler once idle. The bound of the rate is
+//! shared by the connections that carry sessions.
 //!
 //! # Pairing
 //!
@@ -90,28 +121,34 @@
 //! # Who owns what
 //!
 //! `driver` owns the swarm and what changes with connections; `link` a connection's streams;
-//! `mux` the channels of a stream; [`peers`] the files. Tasks run in the tracker given to
+//! `mux` the channels of a stream; `bundle` what several streams carry together; [`peers`] the files. Tasks run in the tracker given to
 //! [`Wire::start`] and end with its token.
 
 pub mod accounting;
 mod behaviour;
+mod bundle;
 pub mod channel;
 mod control;
 mod dialling;
 mod driver;
 mod encoding;
+mod extras;
 pub mod frame;
 mod gate;
 mod handle;
 mod heartbeat;
 pub mod invite;
 mod link;
+mod links;
 pub mod message;
 mod mux;
+mod order;
 mod pair;
 pub mod peers;
+mod probe;
 mod requests;
 pub mod scheduler;
+mod spread;
 mod start;
 mod state;
 pub mod stream;

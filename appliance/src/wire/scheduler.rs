@@ -10,8 +10,9 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::accounting::ChannelCounters;
+use super::accounting::Share;
 use super::frame::{FLAG_FIRST, FLAG_MORE, FRAGMENT_BYTES, HEADER_BYTES, Header};
+use super::order::PieceQueue;
 
 /// Bytes a channel may send in one turn.
 const QUANTUM: i64 = FRAGMENT_BYTES as i64;
@@ -23,8 +24,8 @@ pub struct Outgoing {
     pub kind: u8,
     /// Head and tail of the body, so that a batch's payload is not copied.
     pub parts: [Bytes; 2],
-    /// Who pays.
-    pub counters: Option<Arc<ChannelCounters>>,
+    /// Who pays; in a bundle, whoever takes the piece.
+    pub share: Option<Arc<Share>>,
     /// Given back when the last fragment is handed out.
     pub permit: Option<OwnedSemaphorePermit>,
     sent: usize,
@@ -33,17 +34,41 @@ pub struct Outgoing {
 impl Outgoing {
     /// A message without a bound of its own: control.
     pub fn control(kind: u8, body: Bytes) -> Self {
-        Self { kind, parts: [body, Bytes::new()], counters: None, permit: None, sent: 0 }
+        Self { kind, parts: [body, Bytes::new()], share: None, permit: None, sent: 0 }
     }
 
     /// A session's message.
     pub fn session(
         kind: u8,
         parts: [Bytes; 2],
-        counters: Arc<ChannelCounters>,
+        share: Option<Arc<Share>>,
         permit: OwnedSemaphorePermit,
     ) -> Self {
-        Self { kind, parts, counters: Some(counters), permit: Some(permit), sent: 0 }
+        Self { kind, parts, share, permit: Some(permit), sent: 0 }
+    }
+
+    /// The header of its next fragment.
+    pub(super) fn next_header(&self, channel: u32, sequence: u32) -> Header {
+        let (start, total) = (self.sent, self.total());
+        let end = (start + FRAGMENT_BYTES).min(total);
+        Header {
+            kind: self.kind,
+            flags: u8::from(start == 0) * FLAG_FIRST + u8::from(end < total) * FLAG_MORE,
+            channel,
+            sequence,
+            length: (end - start) as u32,
+            total: if start == 0 { total as u32 } else { 0 },
+        }
+    }
+
+    /// Appends the body that goes with `header`; true where it was the last.
+    pub(super) fn take(&mut self, header: &Header, out: &mut BytesMut) -> bool {
+        let (start, end) = (self.sent, self.sent + header.length as usize);
+        let split = self.parts[0].len();
+        out.extend_from_slice(&self.parts[0][start.min(split)..end.min(split)]);
+        out.extend_from_slice(&self.parts[1][start.max(split) - split..end.max(split) - split]);
+        self.sent = end;
+        end == self.total()
     }
 
     fn total(&self) -> usize {
@@ -64,7 +89,27 @@ pub struct Scheduler {
 #[derive(Debug)]
 struct Queue {
     messages: VecDeque<Outgoing>,
+    /// Of a bundle: what any of its connections may take, after this channel's own messages.
+    pieces: Option<(Arc<PieceQueue>, Arc<Share>)>,
     deficit: i64,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.pieces.as_ref().is_none_or(|(pieces, _)| pieces.is_empty())
+    }
+
+    /// Appends the next frame; answers its bytes. None where nothing waits, or another connection
+    /// was faster.
+    fn take(&mut self, channel: u32, sequence: u32, out: &mut BytesMut) -> Option<usize> {
+        if !self.messages.is_empty() {
+            return Some(take_fragment(&mut self.messages, channel, sequence, out));
+        }
+        let (pieces, share) = self.pieces.as_ref()?;
+        let cost = pieces.take(channel, sequence, out)?;
+        share.add_sent(cost as u64);
+        Some(cost)
+    }
 }
 
 impl Scheduler {
@@ -80,12 +125,32 @@ impl Scheduler {
 
     /// Queues a message behind the others of its channel.
     pub fn push(&mut self, channel: u32, message: Outgoing) {
-        let queue = self.queues.entry(channel).or_insert_with(|| {
-            self.fresh.push_back(channel);
-            Queue { messages: VecDeque::new(), deficit: QUANTUM }
-        });
         self.control += usize::from(message.permit.is_none());
-        queue.messages.push_back(message);
+        self.queue(channel).messages.push_back(message);
+    }
+
+    /// Something waits in a bundle that this channel belongs to.
+    pub fn offer(&mut self, channel: u32, pieces: &Arc<PieceQueue>, share: &Arc<Share>) {
+        let queue = self.queue(channel);
+        if queue.pieces.is_none() {
+            queue.pieces = Some((pieces.clone(), share.clone()));
+        }
+    }
+
+    /// True where sessions' messages wait.
+    pub fn bulk_waits(&self) -> bool {
+        let waits = |queue: &Queue| {
+            queue.messages.iter().any(|message| message.permit.is_some())
+                || queue.pieces.as_ref().is_some_and(|(pieces, _)| !pieces.is_empty())
+        };
+        self.queues.values().any(waits)
+    }
+
+    fn queue(&mut self, channel: u32) -> &mut Queue {
+        self.queues.entry(channel).or_insert_with(|| {
+            self.fresh.push_back(channel);
+            Queue { messages: VecDeque::new(), pieces: None, deficit: QUANTUM }
+        })
     }
 
     /// Appends the next frame to `out`. False where nothing waits.
@@ -98,11 +163,14 @@ impl Scheduler {
                 list.pop_front();
                 continue;
             };
-            if queue.messages.is_empty() || queue.deficit <= 0 {
+            let control = queue.messages.front().is_some_and(|message| message.permit.is_none());
+            let waiting = queue.messages.len();
+            let taken = if queue.deficit > 0 { queue.take(channel, self.sequence, out) } else { None };
+            let Some(cost) = taken else {
                 list.pop_front();
                 // A fresh channel that ran dry goes through the round once, or it would be fresh
                 // again with its next message and starve the others.
-                if fresh || !queue.messages.is_empty() {
+                if fresh || !queue.is_empty() {
                     if queue.deficit <= 0 {
                         queue.deficit += QUANTUM;
                     }
@@ -111,10 +179,7 @@ impl Scheduler {
                     self.queues.remove(&channel);
                 }
                 continue;
-            }
-            let control = queue.messages.front().is_some_and(|message| message.permit.is_none());
-            let waiting = queue.messages.len();
-            let cost = take_fragment(&mut queue.messages, channel, self.sequence, out);
+            };
             self.control -= usize::from(control && queue.messages.len() < waiting);
             self.sequence = self.sequence.wrapping_add(1);
             queue.deficit -= cost as i64;
@@ -124,34 +189,21 @@ impl Scheduler {
 
     /// True where nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.queues.values().all(|queue| queue.messages.is_empty())
+        self.queues.values().all(Queue::is_empty)
     }
 }
 
 fn take_fragment(queue: &mut VecDeque<Outgoing>, channel: u32, sequence: u32, out: &mut BytesMut) -> usize {
     let Some(message) = queue.front_mut() else { return 0 };
-    let total = message.total();
-    let start = message.sent;
-    let end = (start + FRAGMENT_BYTES).min(total);
-    let header = Header {
-        kind: message.kind,
-        flags: u8::from(start == 0) * FLAG_FIRST + u8::from(end < total) * FLAG_MORE,
-        channel,
-        sequence,
-        length: (end - start) as u32,
-        total: if start == 0 { total as u32 } else { 0 },
-    };
-    let cost = HEADER_BYTES + end - start;
+    let header = message.next_header(channel, sequence);
+    let cost = HEADER_BYTES + header.length as usize;
     out.reserve(cost);
     out.extend_from_slice(&header.encode());
-    let split = message.parts[0].len();
-    out.extend_from_slice(&message.parts[0][start.min(split)..end.min(split)]);
-    out.extend_from_slice(&message.parts[1][start.max(split) - split..end.max(split) - split]);
-    message.sent = end;
-    if let Some(counters) = &message.counters {
-        counters.add_sent(cost as u64);
+    let ended = message.take(&header, out);
+    if let Some(share) = &message.share {
+        share.add_sent(cost as u64);
     }
-    if end == total {
+    if ended {
         queue.pop_front();
     }
     cost

@@ -5,7 +5,7 @@
 //! Bounds: one frame at a time on the way in; [`CONTROL_QUEUED_MAX`] messages without a permit on
 //! the way out.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use super::accounting::ConnectionCounters;
+use super::accounting::{ConnectionCounters, Share};
 use super::frame::{FLAG_FIRST, FRAGMENT_BYTES, FrameError, HEADER_BYTES, Header, kind};
 use super::message::{pack, unpack};
+use super::order::PieceQueue;
 use super::scheduler::{Outgoing, Scheduler};
 
 /// Messages that may wait on a stream without a permit: heartbeats, answers, closes. A peer that
@@ -49,12 +50,15 @@ pub enum StreamError {
     Closed,
 }
 
+/// A session may run over several links, and either side may ask for more of them.
+pub const CAPABILITY_BUNDLES: u64 = 1;
+
 /// The first frame of every stream, and the answer to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// Minor version; grows with additions that an older peer can ignore.
     pub minor: u16,
-    /// Capability bits; none are defined yet. A bit counts where both sides set it.
+    /// Capability bits, see [`CAPABILITY_BUNDLES`]. A bit counts where both sides set it.
     pub capabilities: u64,
     /// The sender's site name.
     pub site: String,
@@ -66,7 +70,14 @@ impl Hello {
     /// Ours.
     pub fn new(site: &str) -> Self {
         let software = env!("CARGO_PKG_VERSION").to_owned();
-        Self { minor: 0, capabilities: 0, site: site.to_owned(), software }
+        Self { minor: 1, capabilities: CAPABILITY_BUNDLES, site: site.to_owned(), software }
+    }
+}
+
+impl Hello {
+    /// True where both sides set this bit.
+    pub fn agrees(&self, other: &Self, capability: u64) -> bool {
+        self.capabilities & other.capabilities & capability != 0
     }
 }
 
@@ -203,6 +214,21 @@ impl Outbox {
         drop(core);
         self.ready.notify_one();
         true
+    }
+
+    /// Something waits in a bundle that a channel of this stream belongs to.
+    pub fn offer(&self, channel: u32, pieces: &Arc<PieceQueue>, share: &Arc<Share>) {
+        let mut core = self.core();
+        if !core.dead {
+            core.scheduler.offer(channel, pieces, share);
+            drop(core);
+            self.ready.notify_one();
+        }
+    }
+
+    /// True where sessions' messages wait.
+    pub fn bulk_waits(&self) -> bool {
+        self.core().scheduler.bulk_waits()
     }
 
     /// Nothing goes out any more; what waits is dropped.

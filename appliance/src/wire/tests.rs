@@ -14,6 +14,7 @@ use super::message::{Batch, BatchHeader, Codec, Durable, Message, Request, Respo
 use super::scheduler::Outgoing;
 use super::*;
 use crate::block::ShortId;
+use crate::limits::LINKS_MAX;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -34,6 +35,8 @@ fn config(dir: &Path, name: &str, listen: &str) -> WireConfig {
         site_name: name.to_owned(),
         listen: vec![listen.to_owned()],
         transport: TransportKind::Tcp,
+        bbr: true,
+        connections: LINKS_MAX,
         rate_bps: None,
         advertise: Vec::new(),
     }
@@ -551,6 +554,8 @@ async fn of_two_links_one_stays() {
     assert_eq!((target.wire.test_links(&berlin), branch.wire.test_links(&dr)), (1, 1));
 }
 
+mod bundles;
+
 mod in_memory {
     use std::sync::Arc;
 
@@ -579,7 +584,7 @@ mod in_memory {
             assert_eq!(heard.unwrap().site, "them");
             theirs.write_all(&bytes).await.unwrap();
             drop(theirs);
-            let mux = Mux::new(Arc::new(ConnectionCounters::new(None)));
+            let mux = Mux::new(Arc::new(ConnectionCounters::new(None)), Arc::default());
             let opened = std::sync::Mutex::new(Vec::new());
             let accept = |channel| {
                 opened.lock().unwrap().push(channel);

@@ -20,7 +20,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId, Transport, noise, quic, tcp, yamux};
 use socket2::SockRef;
 
-use super::accounting::{Probe, set_pacing};
+use super::probe::{Probe, set_pacing};
 use crate::limits::TCP_USER_TIMEOUT;
 
 /// Bytes that may wait unsent in the kernel: more only delays control (818 ms to 262 ms, measured).
@@ -31,12 +31,18 @@ const STREAMS_MAX: usize = 16;
 /// Sockets whose connection the swarm has not announced yet, and the rate that new ones get.
 #[derive(Debug, Default)]
 pub struct Sockets {
+    system: bool,
     fresh: Mutex<Vec<Weak<Probe>>>,
     rate_bps: AtomicU64,
     warned: AtomicBool,
 }
 
 impl Sockets {
+    /// With BBR where the kernel has it, or with the system's congestion control.
+    pub fn new(bbr: bool) -> Self {
+        Self { system: !bbr, ..Self::default() }
+    }
+
     /// Bits a second for new sockets; none: no bound.
     pub fn set_rate(&self, rate_bps: Option<u64>) {
         self.rate_bps.store(rate_bps.unwrap_or(0), Ordering::Relaxed);
@@ -66,7 +72,8 @@ impl Sockets {
 
     fn tune(&self, stream: &tcp::tokio::TcpStream, dialled: bool) -> Option<Arc<Probe>> {
         let socket = SockRef::from(&stream.0);
-        if let Err(error) = socket.set_tcp_congestion(b"bbr")
+        if !self.system
+            && let Err(error) = socket.set_tcp_congestion(b"bbr")
             && !self.warned.swap(true, Ordering::Relaxed)
         {
             tracing::warn!(

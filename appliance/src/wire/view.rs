@@ -34,8 +34,8 @@ impl Wire {
     /// A peer as operators see it.
     pub(super) fn describe(&self, peer: PeerId, entry: &Entry) -> Peer {
         let state = self.inner.shared.peers().get(&peer).cloned().unwrap_or_default();
-        let link = self.inner.links.borrow().get(&peer).and_then(|list| preferred(list, &self.inner.own));
-        let link = link.filter(|_| !entry.revoked);
+        let links = self.inner.links.borrow().get(&peer).cloned().unwrap_or_default();
+        let link = preferred(&links, &self.inner.own).filter(|_| !entry.revoked);
         let counters = link.as_ref().map(|link| link.context.counters.clone());
         let probe = counters.as_ref().and_then(|counters| counters.probe.clone());
         let mut total = state.closed;
@@ -44,6 +44,7 @@ impl Wire {
             total.sent += wire.sent;
             total.received += wire.received;
         }
+        let control = counters.as_ref().and_then(|counters| counters.control_rtt());
         let transport = if probe.is_some() { "tcp" } else { "quic" };
         let now = link.as_ref().map(|_| jiff::Timestamp::now());
         let revoked = entry.revoked.then(|| "revoked at this site".to_owned());
@@ -55,6 +56,9 @@ impl Wire {
             transport: link.as_ref().map(|_| transport.to_owned()),
             congestion_control: probe.and_then(|probe| probe.congestion()),
             rtt_ms: counters.and_then(|counters| counters.rtt()).map(|rtt| rtt.as_millis() as u64),
+            control_rtt_ms: control.map(|(last, _)| last.as_millis() as u64),
+            control_rtt_max_ms: control.map(|(_, max)| max.as_millis() as u64),
+            links: link.as_ref().map_or(0, |_| links.len() as u32),
             sent_wire: total.sent,
             received_wire: total.received,
             domain: entry.domain.clone(),

@@ -1,0 +1,144 @@
+//! What the kernel knows of one TCP socket: a duplicate of the descriptor beside the stream, read with
+//! `TCP_INFO` and tuned while the socket lives.
+//!
+//! Bytes sent include Noise, Yamux and retransmits. Not its job: what the figures are used for.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use socket2::SockRef;
+
+/// What the kernel says of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpFigures {
+    /// TCP payload, retransmits included.
+    pub sent: u64,
+    /// Of these, sent again.
+    pub retransmitted: u64,
+    /// TCP payload, in order.
+    pub received: u64,
+    /// Smoothed round trip.
+    pub rtt: Duration,
+    /// The shortest round trip of the last minutes: what is above it waits in queues.
+    pub rtt_min: Duration,
+}
+
+/// Reads and tunes one TCP socket for as long as it lives.
+///
+/// Holds a duplicate of the descriptor; the stream's owner takes it away when it closes the socket,
+/// or no FIN would ever be sent.
+#[derive(Debug)]
+pub struct Probe {
+    socket: Mutex<Option<OwnedFd>>,
+    last: Mutex<TcpFigures>,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// True where we dialled.
+    pub dialled: bool,
+    congestion: OnceLock<String>,
+}
+
+impl Probe {
+    /// For a socket that was just connected.
+    pub fn new(socket: OwnedFd, remote: SocketAddr, dialled: bool) -> Self {
+        let congestion = OnceLock::new();
+        if let Ok(name) = SockRef::from(&socket).tcp_congestion() {
+            let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+            let _ = congestion.set(String::from_utf8_lossy(&name[..end]).into_owned());
+        }
+        Self { socket: Mutex::new(Some(socket)), last: Mutex::default(), remote, dialled, congestion }
+    }
+
+    /// The figures now, or the last ones of a socket that is closed.
+    pub fn figures(&self) -> TcpFigures {
+        let socket = lock(&self.socket);
+        let mut last = lock(&self.last);
+        if let Some(figures) = socket.as_ref().and_then(tcp_info) {
+            *last = figures;
+        }
+        *last
+    }
+
+    /// `bbr`, `cubic`, …
+    pub fn congestion(&self) -> Option<String> {
+        self.congestion.get().cloned()
+    }
+
+    /// True while the socket is open.
+    pub fn is_open(&self) -> bool {
+        lock(&self.socket).is_some()
+    }
+
+    /// Bounds the rate of this socket; none lifts the bound.
+    pub fn set_pacing(&self, bits_per_second: Option<u64>) {
+        if let Some(socket) = lock(&self.socket).as_ref()
+            && let Err(error) = set_pacing(socket, bits_per_second)
+        {
+            tracing::warn!(%error, "the kernel refused the rate limit of a connection");
+        }
+    }
+
+    /// Cuts the connection at once: both ends of it fail, nothing waits for a black hole.
+    pub fn shutdown(&self) {
+        if let Some(socket) = lock(&self.socket).as_ref() {
+            let _ = SockRef::from(socket).shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// Takes the last figures and lets the descriptor go.
+    pub fn close(&self) {
+        self.figures();
+        lock(&self.socket).take();
+    }
+}
+
+/// `SO_MAX_PACING_RATE`, in bits a second; none lifts it.
+pub fn set_pacing(socket: &OwnedFd, bits_per_second: Option<u64>) -> io::Result<()> {
+    let rate: u64 = bits_per_second.map_or(u64::MAX, |bits| (bits / 8).max(1));
+    // SAFETY: the descriptor is open for the call, and the option's value is eight bytes that the
+    // kernel only reads.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MAX_PACING_RATE,
+            (&raw const rate).cast(),
+            size_of::<u64>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn tcp_info(socket: &OwnedFd) -> Option<TcpFigures> {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the descriptor is open for the call; the kernel writes at most `length` bytes into
+    // `info`, which is that long, and an older kernel leaves the rest zero.
+    let info = unsafe {
+        let result = libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        );
+        if result != 0 {
+            return None;
+        }
+        info.assume_init()
+    };
+    Some(TcpFigures {
+        sent: info.tcpi_bytes_sent,
+        retransmitted: info.tcpi_bytes_retrans,
+        received: info.tcpi_bytes_received,
+        rtt: Duration::from_micros(u64::from(info.tcpi_rtt)),
+        rtt_min: Duration::from_micros(u64::from(info.tcpi_min_rtt)),
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
