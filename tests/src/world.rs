@@ -12,7 +12,7 @@ use vbr_api::{List, PointState, RestorePoint, Session, SessionState, Status, Ver
 
 use crate::disk;
 use crate::link::{End, Link, LinkConfig};
-use crate::process::is_root;
+use crate::process::{finish, is_root};
 use crate::site::{Site, SiteConfig};
 use crate::work::WorkDir;
 
@@ -24,6 +24,8 @@ pub const SESSION: Duration = Duration::from_secs(600);
 pub struct WorldSpec {
     /// The link; not used without root.
     pub link: LinkConfig,
+    /// The system's congestion control in both namespaces; the machine's unless said.
+    pub congestion: Option<&'static str>,
     /// Both sites on loopback even where namespaces could be made.
     pub loopback: bool,
     /// Rate for `[wire]` of the source, where the link is loopback (`20Mbit`).
@@ -52,6 +54,7 @@ impl Default for WorldSpec {
     fn default() -> Self {
         Self {
             link: LinkConfig::fast(),
+            congestion: None,
             loopback: false,
             loopback_rate: None,
             source_state: None,
@@ -88,6 +91,12 @@ impl World {
     /// The same in a directory that exists already (with file systems mounted in it, for one).
     pub fn start_in(dir: WorkDir, spec: &WorldSpec) -> Result<Self> {
         let link = if is_root() && !spec.loopback { Some(Link::up(spec.link)?) } else { None };
+        if let (Some(link), Some(name)) = (&link, spec.congestion) {
+            for end in [End::Source, End::Target] {
+                let setting = format!("net.ipv4.tcp_congestion_control={name}");
+                finish(link.namespace(end).command("sysctl").args(["-q", "-w", &setting]))?;
+            }
+        }
         let ports = if link.is_some() { [7300, 7300] } else { [free_port()?, free_port()?] };
         let make = |end: End, name: &str, port: u16, state: &Option<PathBuf>, toml: String| {
             let home = dir.join(name);

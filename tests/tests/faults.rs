@@ -47,6 +47,56 @@ fn a_link_cut_ten_times_in_a_session() -> Result<()> {
 }
 
 #[test]
+fn one_of_several_connections_is_cut_in_a_session() -> Result<()> {
+    // CUBIC on a line that loses packets: several connections carry the session.
+    let toml = "[wire]\ncongestion = \"system\"\n".to_owned();
+    let world = World::paired(&WorldSpec {
+        link: LinkConfig::shaped(60.0, 40, 0.005),
+        congestion: Some("cubic"),
+        source_toml: toml.clone(),
+        target_toml: toml,
+        ..WorldSpec::default()
+    })?;
+    if no_link(&world, "several connections") {
+        return Ok(());
+    }
+    let image = world.path("many.img");
+    disk::random(&image, 64 * MIB + 33, 9)?;
+    world.job("many", &image)?;
+    world.run_in_background("many")?;
+    let links = |wanted: u32| -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let peer: Peer = world.source.json(&["peer", "show", "dr"])?;
+            if peer.links >= wanted {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "{} connections, not {wanted}", peer.links);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    links(3)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let senders = world.link()?.counters().senders(10_000);
+    let carried: Vec<_> = senders.iter().filter(|(_, sent)| *sent > MIB / 4).collect();
+    ensure!(carried.len() >= 3, "not all connections carry the session: {senders:?}");
+    // The newest of those that carry, then one of the others once the session runs again.
+    for (number, (port, _)) in [carried[carried.len() - 1], carried[0]].into_iter().enumerate() {
+        world.link()?.reset_connection(*port);
+        std::thread::sleep(Duration::from_millis(1500));
+        let session = world.last_session("many")?;
+        let resumed = session.as_ref().map_or(0, |session| session.resumed);
+        ensure!(resumed as usize > number, "a connection was lost unnoticed: {session:?}");
+        links(3)?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let session = world.wait("many")?;
+    ensure!(session.resumed >= 2, "resumed {} times", session.resumed);
+    ensure!(session.bytes.resent <= 2 * 4 * MIB, "resent {}", session.bytes.resent);
+    world.prove_latest("many", &[&image])
+}
+
+#[test]
 fn a_black_hole_is_found_within_thirty_seconds() -> Result<()> {
     let world = World::paired(&slow(20.0, 20))?;
     if no_link(&world, "black hole") {

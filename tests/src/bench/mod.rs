@@ -4,14 +4,18 @@
 //! says of itself is used where only it can know (bytes resent) or where the promise is about it.
 //! Every subset builds worlds of its own and removes them.
 
+mod accounting;
 mod branches;
 mod bytes;
 mod carry;
 mod document;
+mod fair;
+mod latency;
 mod link;
 mod memory;
 mod meter;
 mod noise;
+mod parallel;
 pub mod record;
 mod resume;
 mod sequence;
@@ -98,10 +102,14 @@ impl Effort {
 type Measure = fn(&Effort) -> Result<Vec<Figure>>;
 
 /// Names of the subsets, in the order in which they run.
-pub const SUBSETS: [(&str, Measure); 15] = [
+pub const SUBSETS: [(&str, Measure); 19] = [
     ("unchanged", speed::unchanged),
     ("cold", speed::cold),
     ("link", link::full_link),
+    ("parallel", parallel::parallel),
+    ("latency", latency::latency),
+    ("accounting", accounting::accounting),
+    ("fair", fair::fair),
     ("resume", resume::resent),
     ("incompressible", bytes::incompressible),
     ("rss", memory::peaks),

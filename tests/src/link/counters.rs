@@ -78,6 +78,12 @@ impl Counters {
         }
     }
 
+    /// The ports above `low` that sent TCP payload upwards, and how much.
+    pub fn senders(&self, low: u16) -> Vec<(u16, u64)> {
+        let all = (low..=u16::MAX).map(|port| (port, self.port(port).up_sent));
+        all.filter(|(_, sent)| *sent > 0).collect()
+    }
+
     /// Bytes of all IP packets, both ways, headers and acknowledgements included.
     pub fn packet_bytes(&self) -> u64 {
         self.up.bytes.load(Ordering::Relaxed) + self.down.bytes.load(Ordering::Relaxed)

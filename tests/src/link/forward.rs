@@ -97,7 +97,13 @@ impl Carrier {
         if let Some(segment) = &segment {
             counters.note_sent(segment.ports, segment.payload as u64);
         }
-        match mode(&shared) {
+        let cut = shared.reset_port.load(Ordering::Relaxed);
+        let is_cut = |ports: (u16, u16)| cut != 0 && (ports.0 == cut || ports.1 == cut);
+        let mode = match mode(&shared) {
+            Mode::Up if segment.as_ref().is_some_and(|segment| is_cut(segment.ports)) => Mode::Reset,
+            mode => mode,
+        };
+        match mode {
             Mode::Up => {}
             Mode::BlackHole => return,
             Mode::Reset => {

@@ -16,7 +16,7 @@ mod packet;
 mod tun;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -126,6 +126,8 @@ struct Shared {
     up: Lane,
     down: Lane,
     mode: AtomicU8,
+    /// The port of the one connection that is answered with resets; 0: none.
+    reset_port: AtomicU16,
     stop: std::sync::atomic::AtomicBool,
     counters: Counters,
 }
@@ -170,6 +172,11 @@ impl Link {
     /// Up, black hole or reset, from this moment on; packets under way are lost as well.
     pub fn set_mode(&self, mode: Mode) {
         self.shared.mode.store(mode as u8, Ordering::SeqCst);
+    }
+
+    /// Resets the connection with this port at either end, and no other; 0 ends that.
+    pub fn reset_connection(&self, port: u16) {
+        self.shared.reset_port.store(port, Ordering::SeqCst);
     }
 
     /// An outage of `down`, after which the link carries again.

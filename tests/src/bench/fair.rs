@@ -1,0 +1,55 @@
+//! Fair shares: equal sessions at once over one line.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Effort, Figure};
+use crate::disk::{self, MIB};
+use crate::link::LinkConfig;
+use crate::world::{SESSION, World, WorldSpec};
+
+const SESSIONS: u64 = 4;
+const SPREAD_MAX: f64 = 2.0;
+
+/// Four sessions of as many incompressible bytes, started together: who has sent how much when the first
+/// of them is done.
+pub fn fair(effort: &Effort) -> Result<Vec<Figure>> {
+    let spec = WorldSpec { link: LinkConfig::shaped(20.0, 80, 0.0), ..WorldSpec::default() };
+    let world = World::paired(&spec)?;
+    let names: Vec<String> = (1..=SESSIONS).map(|number| format!("vm{number}")).collect();
+    for (seed, name) in names.iter().enumerate() {
+        let image = world.path(&format!("{name}.img"));
+        disk::random(&image, 16 * MIB / effort.divide, 500 + seed as u64)?;
+        world.job(name, &image)?;
+    }
+    for name in &names {
+        world.run_in_background(name)?;
+    }
+    let end = Instant::now() + SESSION;
+    let sent = loop {
+        let mut sessions = Vec::new();
+        for name in &names {
+            sessions.push(world.last_session(name)?.context("no session")?);
+        }
+        if sessions.iter().any(|session| session.state.is_over()) {
+            break sessions.iter().map(|session| session.bytes.sent_wire as f64).collect::<Vec<_>>();
+        }
+        ensure!(Instant::now() < end, "none of the sessions ended");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    for name in &names {
+        world.wait(name)?;
+    }
+    let most = sent.iter().copied().fold(0.0, f64::max);
+    let least = sent.iter().copied().fold(f64::INFINITY, f64::min);
+    let spread = most / least.max(1.0);
+    let mib: Vec<String> = sent.iter().map(|bytes| format!("{:.1}", bytes / MIB as f64)).collect();
+    Ok(vec![Figure::promised(
+        "fair shares: four equal sessions, 20 Mbit/s: most against least sent when the first is done",
+        &format!("<= {SPREAD_MAX} times"),
+        format!("{spread:.2} times ({} MiB)", mib.join(", ")),
+        sent,
+        spread <= SPREAD_MAX,
+    )])
+}
