@@ -12,7 +12,7 @@ use vbr_api::{List, PointState, RestorePoint, Session, SessionState, Status, Ver
 
 use crate::disk;
 use crate::link::{End, Link, LinkConfig};
-use crate::process::{finish, is_root};
+use crate::process::is_root;
 use crate::site::{Site, SiteConfig};
 use crate::work::WorkDir;
 
@@ -92,10 +92,7 @@ impl World {
     pub fn start_in(dir: WorkDir, spec: &WorldSpec) -> Result<Self> {
         let link = if is_root() && !spec.loopback { Some(Link::up(spec.link)?) } else { None };
         if let (Some(link), Some(name)) = (&link, spec.congestion) {
-            for end in [End::Source, End::Target] {
-                let setting = format!("net.ipv4.tcp_congestion_control={name}");
-                finish(link.namespace(end).command("sysctl").args(["-q", "-w", &setting]))?;
-            }
+            link.set_congestion(name)?;
         }
         let ports = if link.is_some() { [7300, 7300] } else { [free_port()?, free_port()?] };
         let make = |end: End, name: &str, port: u16, state: &Option<PathBuf>, toml: String| {

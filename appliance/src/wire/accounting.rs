@@ -13,6 +13,11 @@ use std::time::{Duration, Instant};
 use super::Totals;
 use super::probe::Probe;
 
+/// Bounds of what a connection of several keeps unsent in the kernel. The upper one is below half of
+/// `NOTSENT_LOWAT`, at which the layers between have handed everything down.
+const UNSENT_BYTES_MIN: u64 = 16 * 1024;
+const UNSENT_BYTES_MAX: u64 = 60 * 1024;
+
 /// Everything that is counted for one connection.
 #[derive(Debug)]
 pub struct ConnectionCounters {
@@ -111,6 +116,21 @@ impl ConnectionCounters {
             }
             None => self.frames(),
         }
+    }
+
+    /// Bytes that the kernel has taken so far; over QUIC nobody knows.
+    pub fn taken(&self) -> u64 {
+        self.probe.as_ref().map_or(0, |probe| probe.figures().taken())
+    }
+
+    /// True where the kernel has as much to send as one more round trip takes, or has not taken yet what
+    /// it would then have `handed` to it in all. More would hold up what other connections bring; less,
+    /// and the window is not used when it opens.
+    pub fn has_enough(&self, handed: u64) -> bool {
+        let Some(probe) = &self.probe else { return false };
+        let figures = probe.figures();
+        let enough = figures.window.clamp(UNSENT_BYTES_MIN, UNSENT_BYTES_MAX);
+        figures.taken() < handed || figures.unsent > enough
     }
 
     fn frames(&self) -> Totals {

@@ -92,6 +92,7 @@ impl Bundle {
         if places.over {
             return false;
         }
+        self.queue.add_taker();
         place.outbox.offer(place.id, &self.queue, &place.share);
         places.list.push(place);
         true

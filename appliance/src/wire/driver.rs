@@ -269,7 +269,7 @@ impl Driver {
             connection: id,
             peer,
             dialled,
-            extra: self.take_extra(&peer, id),
+            extra: self.is_extra(&peer, id),
             counters: counters.clone(),
             bundles,
             hello: Hello::new(&self.parts.site),
@@ -330,6 +330,7 @@ impl Driver {
     fn on_closed(&mut self, peer: PeerId, id: ConnectionId, cause: Option<String>) {
         let Some(connection) = self.connections.remove(&id) else { return };
         let was_up = self.unlink(peer, id);
+        self.extra_settled(&peer, id);
         let context = &connection.context;
         let fallback = match (was_up, cause) {
             (_, Some(cause)) => cause,

@@ -27,6 +27,10 @@ const RETRY: Duration = Duration::from_secs(10);
 /// What the other side asks for holds this long; it repeats it every [`ASK_EVERY`].
 const ASKED_VALID: Duration = Duration::from_secs(5);
 const ASK_EVERY: Duration = Duration::from_secs(1);
+/// A round trip above its minimum by this factor, and a little for short lines, waits in a queue. CUBIC
+/// keeps 1.4 to 2 times the minimum on a line whose queue holds one round trip.
+const QUEUE_FACTOR: f64 = 1.4;
+const QUEUE_SLACK: Duration = Duration::from_millis(2);
 /// Part of the rate that all idle connections together may use until the next look.
 const IDLE_PART: u64 = 16;
 
@@ -125,14 +129,19 @@ impl Driver {
         }
     }
 
-    /// True where this connection was dialled beside another one; asked once.
-    pub(super) fn take_extra(&mut self, peer: &PeerId, id: ConnectionId) -> bool {
+    /// True where this connection was dialled beside another one and is not up yet.
+    pub(super) fn is_extra(&self, peer: &PeerId, id: ConnectionId) -> bool {
+        self.growth.get(peer).is_some_and(|growth| growth.dialling.contains(&id))
+    }
+
+    /// It is up, or over.
+    pub(super) fn extra_settled(&mut self, peer: &PeerId, id: ConnectionId) -> bool {
         self.growth.get_mut(peer).is_some_and(|growth| growth.dialling.remove(&id))
     }
 
     /// True where what failed was a dial beside another connection.
     pub(super) fn extra_failed(&mut self, peer: &PeerId, id: ConnectionId, now: Instant) -> bool {
-        let failed = self.take_extra(peer, id);
+        let failed = self.extra_settled(peer, id);
         if failed && let Some(growth) = self.growth.get_mut(peer) {
             growth.retry_at = now + RETRY;
         }
@@ -191,7 +200,7 @@ fn observe(list: &[Arc<Link>], rate_bps: Option<u64>) -> Observed {
         let figures = probe.figures();
         seen.sent += figures.sent.saturating_sub(figures.retransmitted);
         seen.retransmitted += figures.retransmitted;
-        queueing += usize::from(figures.rtt > figures.rtt_min.mul_f64(1.25) + Duration::from_millis(2));
+        queueing += usize::from(figures.rtt > figures.rtt_min.mul_f64(QUEUE_FACTOR) + QUEUE_SLACK);
     }
     seen.queueing = 2 * queueing > list.len();
     seen

@@ -17,6 +17,7 @@ impl Driver {
         if !self.connections.contains_key(&id) || !link.is_up() {
             return;
         }
+        self.extra_settled(&peer, id);
         if let Some(dial) = self.dials.get_mut(&peer) {
             *dial = Dial::default();
         }

@@ -20,10 +20,21 @@ pub struct TcpFigures {
     pub retransmitted: u64,
     /// TCP payload, in order.
     pub received: u64,
+    /// In the kernel and not sent yet.
+    pub unsent: u64,
+    /// The congestion window in bytes.
+    pub window: u64,
     /// Smoothed round trip.
     pub rtt: Duration,
     /// The shortest round trip of the last minutes: what is above it waits in queues.
     pub rtt_min: Duration,
+}
+
+impl TcpFigures {
+    /// All that the kernel has taken from this side.
+    pub fn taken(&self) -> u64 {
+        (self.sent + self.unsent).saturating_sub(self.retransmitted)
+    }
 }
 
 /// Reads and tunes one TCP socket for as long as it lives.
@@ -134,6 +145,8 @@ fn tcp_info(socket: &OwnedFd) -> Option<TcpFigures> {
         sent: info.tcpi_bytes_sent,
         retransmitted: info.tcpi_bytes_retrans,
         received: info.tcpi_bytes_received,
+        unsent: u64::from(info.tcpi_notsent_bytes),
+        window: u64::from(info.tcpi_snd_cwnd) * u64::from(info.tcpi_snd_mss),
         rtt: Duration::from_micros(u64::from(info.tcpi_rtt)),
         rtt_min: Duration::from_micros(u64::from(info.tcpi_min_rtt)),
     })

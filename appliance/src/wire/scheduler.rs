@@ -47,10 +47,10 @@ impl Outgoing {
         Self { kind, parts, share, permit: Some(permit), sent: 0 }
     }
 
-    /// The header of its next fragment.
-    pub(super) fn next_header(&self, channel: u32, sequence: u32) -> Header {
+    /// The header of its next fragment, of at most `most` bytes.
+    pub(super) fn next_header(&self, channel: u32, sequence: u32, most: usize) -> Header {
         let (start, total) = (self.sent, self.total());
-        let end = (start + FRAGMENT_BYTES).min(total);
+        let end = (start + most).min(total);
         Header {
             kind: self.kind,
             flags: u8::from(start == 0) * FLAG_FIRST + u8::from(end < total) * FLAG_MORE,
@@ -137,6 +137,12 @@ impl Scheduler {
         }
     }
 
+    /// True where pieces wait that another connection may take.
+    pub fn shares_pieces(&self) -> bool {
+        let shares = |(pieces, _): &(Arc<PieceQueue>, _)| pieces.is_shared() && !pieces.is_empty();
+        self.queues.values().any(|queue| queue.pieces.as_ref().is_some_and(shares))
+    }
+
     /// True where sessions' messages wait.
     pub fn bulk_waits(&self) -> bool {
         let waits = |queue: &Queue| {
@@ -195,7 +201,7 @@ impl Scheduler {
 
 fn take_fragment(queue: &mut VecDeque<Outgoing>, channel: u32, sequence: u32, out: &mut BytesMut) -> usize {
     let Some(message) = queue.front_mut() else { return 0 };
-    let header = message.next_header(channel, sequence);
+    let header = message.next_header(channel, sequence, FRAGMENT_BYTES);
     let cost = HEADER_BYTES + header.length as usize;
     out.reserve(cost);
     out.extend_from_slice(&header.encode());

@@ -2,8 +2,9 @@
 //!
 //! One fills the line where BBR is in use (measured: 95-99 % of what iperf3 gets). Loss-based control
 //! fills 1 to 8 % of 100 Mbit/s at 80 ms with 0.1 to 1 % loss, and n connections about n times that. So
-//! more are tried while data waits and packets are lost that no full queue explains, and kept as the
-//! rule only where they brought something.
+//! more are opened while data waits and packets are lost that no full queue explains: where the round
+//! trip stays near its minimum, the line has room. Comparing rates before and after was tried and
+//! rejected: a connection's first seconds are its slow start, which says nothing of what follows.
 //! Not its job: dialling, and closing what is idle.
 
 use std::time::{Duration, Instant};
@@ -12,11 +13,8 @@ use crate::limits::LINKS_MAX;
 
 /// What is decided is decided on this much of the past.
 const WINDOW: Duration = Duration::from_secs(2);
-/// More connections have to bring this factor; from one to three, loss alone would give three.
-const GAIN_MIN: f64 = 1.25;
-/// A trial that brought nothing is repeated after this, and then twice as late each time.
-const PAUSE_FIRST: Duration = Duration::from_secs(30);
-const PAUSE_MAX: Duration = Duration::from_secs(1920);
+/// Windows in a row that must look alike before the first step; one more before each further one.
+const WINDOWS_FIRST: u32 = 2;
 
 /// What the connections to one peer look like now.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -42,10 +40,8 @@ pub struct Observed {
 pub struct Spread {
     wanted: usize,
     window: Window,
-    /// Bytes a second before the last step.
-    trial: Option<f64>,
-    not_before: Instant,
-    pause: Duration,
+    /// Windows in a row in which more would have helped.
+    alike: u32,
 }
 
 #[derive(Debug)]
@@ -68,8 +64,7 @@ impl Window {
 impl Spread {
     /// One connection, seen for the first time.
     pub fn new(seen: &Observed, now: Instant) -> Self {
-        let window = Window::new(seen, now);
-        Self { wanted: 1, window, trial: None, not_before: now, pause: PAUSE_FIRST }
+        Self { wanted: 1, window: Window::new(seen, now), alike: 0 }
     }
 
     /// Takes a look, several times a second; answers how many connections are wanted.
@@ -84,30 +79,26 @@ impl Spread {
         let span = now.saturating_duration_since(self.window.since);
         if span >= WINDOW {
             let window = std::mem::replace(&mut self.window, Window::new(seen, now));
-            self.decide(&window, seen, span, now);
+            self.decide(&window, seen, span);
         }
         self.wanted
     }
 
-    fn decide(&mut self, window: &Window, seen: &Observed, span: Duration, now: Instant) {
-        let busy = window.waited * 4 >= window.looks * 3;
-        // Before all that are wanted are up, and without enough to send, nothing is learned.
-        if !busy || seen.links < self.wanted {
+    fn decide(&mut self, window: &Window, seen: &Observed, span: Duration) {
+        // Before all that are wanted are up, nothing is learned.
+        if seen.links < self.wanted {
             return;
         }
-        let rate = seen.sent.saturating_sub(window.sent) as f64 / span.as_secs_f64();
-        if let Some(before) = self.trial.take() {
-            if rate < before * GAIN_MIN {
-                self.not_before = now + self.pause;
-                self.pause = (2 * self.pause).min(PAUSE_MAX);
-                return;
-            }
-            self.pause = PAUSE_FIRST;
-        }
+        let busy = window.waited * 4 >= window.looks * 3;
         let lossy = seen.retransmitted > window.retransmitted && window.queued * 2 < window.looks;
-        let bounded = seen.rate_bps.is_some_and(|bits| rate * 8.0 > 0.85 * bits as f64);
-        if lossy && !bounded && self.wanted < LINKS_MAX && now >= self.not_before {
-            self.trial = Some(rate);
+        let rate = 8.0 * seen.sent.saturating_sub(window.sent) as f64 / span.as_secs_f64();
+        let bounded = seen.rate_bps.is_some_and(|bits| rate > 0.85 * bits as f64);
+        if !busy || !lossy || bounded {
+            self.alike = 0;
+            return;
+        }
+        self.alike += 1;
+        if self.alike >= WINDOWS_FIRST {
             self.wanted = (2 * self.wanted + 1).min(LINKS_MAX);
         }
     }
@@ -153,17 +144,19 @@ mod tests {
     #[test]
     fn loss_that_more_connections_bear_opens_them_quickly() {
         let mut line = Line::new(waiting());
-        assert_eq!(line.run(Duration::from_secs(1), |links| links as f64 * 1e6, 0.001), 1);
-        assert_eq!(line.run(Duration::from_secs(7), |links| links as f64 * 1e6, 0.001), LINKS_MAX);
+        assert_eq!(line.run(Duration::from_secs(3), |links| links as f64 * 1e6, 0.001), 1);
+        assert_eq!(line.run(Duration::from_secs(1), |links| links as f64 * 1e6, 0.001), 3);
+        assert_eq!(line.run(Duration::from_secs(3), |links| links as f64 * 1e6, 0.001), LINKS_MAX);
     }
 
     #[test]
     fn a_line_that_is_full_keeps_what_it_has() {
-        let mut line = Line::new(waiting());
-        assert_eq!(line.run(Duration::from_secs(29), |_| 1e6, 0.001), 3, "one trial");
-        assert_eq!(line.run(Duration::from_secs(3600), |_| 1e6, 0.001), LINKS_MAX);
         let mut line = Line::new(Observed { queueing: true, ..waiting() });
         assert_eq!(line.run(Duration::from_secs(3600), |_| 1e6, 0.001), 1, "its own queue loses packets");
+        line.seen.queueing = false;
+        assert_eq!(line.run(Duration::from_secs(5), |_| 1e6, 0.001), 3);
+        line.seen.queueing = true;
+        assert_eq!(line.run(Duration::from_secs(3600), |_| 1e6, 0.001), 3, "now it is full");
         let mut line = Line::new(Observed { rate_bps: Some(8_000_000), ..waiting() });
         assert_eq!(line.run(Duration::from_secs(3600), |_| 1e6, 0.001), 1, "the bound is reached");
     }

@@ -24,6 +24,8 @@ use super::scheduler::{Outgoing, Scheduler};
 pub const CONTROL_QUEUED_MAX: usize = 1024;
 /// A Hello is answered within this, or the link is closed.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often that is looked at: the kernel does not say when it is so.
+const UNSENT_POLL: Duration = Duration::from_millis(2);
 /// Longest Hello.
 const HELLO_BYTES_MAX: usize = 1024;
 
@@ -247,9 +249,18 @@ impl Outbox {
         counters: &ConnectionCounters,
     ) -> Result<(), StreamError> {
         let mut out = BytesMut::new();
+        let mut handed = 0;
         loop {
             out.clear();
-            self.gather(&mut out)?;
+            // What this connection has not sent yet would hold up the others: a piece goes where it
+            // goes at once.
+            let shares = self.core().scheduler.shares_pieces();
+            if shares && counters.has_enough(handed) {
+                tokio::time::sleep(UNSENT_POLL).await;
+                continue;
+            }
+            self.gather(&mut out, if shares { 1 } else { FRAGMENT_BYTES })?;
+            handed = counters.taken() + out.len() as u64;
             if out.is_empty() {
                 io.flush().await?;
                 self.ready.notified().await;
@@ -265,13 +276,13 @@ impl Outbox {
         }
     }
 
-    fn gather(&self, out: &mut BytesMut) -> Result<(), StreamError> {
+    fn gather(&self, out: &mut BytesMut, enough: usize) -> Result<(), StreamError> {
         let mut core = self.core();
         if core.dead {
             let clogged = core.scheduler.control_queued() > CONTROL_QUEUED_MAX;
             return Err(if clogged { StreamError::Clogged } else { StreamError::Closed });
         }
-        while out.len() < FRAGMENT_BYTES && core.scheduler.next_frame(out) {}
+        while out.len() < enough && core.scheduler.next_frame(out) {}
         Ok(())
     }
 

@@ -187,6 +187,11 @@ fn facts(peer: &Peer, view: &View) -> String {
         .add("Link", if peer.connected { "up" } else { "down" })
         .add("Transport", transport(peer))
         .add_some("Round trip", peer.rtt_ms.map(|ms| format!("{ms} ms")))
+        .add_some(
+            "Control",
+            peer.control_rtt_ms.map(|ms| format!("{ms} ms there and back, beside what the link carries")),
+        )
+        .add_some("Connections", (peer.links > 1).then(|| peer.links.to_string()))
         .add("Sent", format!("{} on the wire since vbrd started", human::size(peer.sent_wire)))
         .add("Received", human::size(peer.received_wire))
         .add_all("Addresses", peer.addresses.iter().cloned())

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::process::run;
+
 pub use counters::{Counters, PortBytes};
 pub use namespace::Namespace;
 
@@ -167,6 +169,18 @@ impl Link {
             End::Source => &self.source,
             End::Target => &self.target,
         }
+    }
+
+    /// What the system's congestion control is for new connections of both ends. By the route: the
+    /// namespace's own setting may be read only, or bound to what the machine allows everybody.
+    pub fn set_congestion(&self, name: &str) -> Result<()> {
+        for (end, other) in [(End::Source, End::Target), (End::Target, End::Source)] {
+            let route = ["dev", tun::DEVICE, "proto", "kernel", "scope", "link", "src", end.address()];
+            let namespace = self.namespace(end).name();
+            let change = ["-n", namespace, "route", "change", other.address()];
+            run("ip", [&change[..], &route[..], &["congctl", name]].concat())?;
+        }
+        Ok(())
     }
 
     /// Up, black hole or reset, from this moment on; packets under way are lost as well.

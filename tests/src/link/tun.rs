@@ -11,7 +11,7 @@ use rustix::thread::LinkNameSpaceType;
 use super::Namespace;
 use crate::process::run;
 
-const DEVICE: &str = "vbr0";
+pub(super) const DEVICE: &str = "vbr0";
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 
 /// Makes the device, gives it `address` facing `peer`, and returns its non-blocking descriptor.
