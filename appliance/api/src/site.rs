@@ -66,7 +66,7 @@ pub struct Peer {
     pub congestion_control: Option<String>,
     pub rtt_ms: Option<u64>,
     /// Round trip of the last heartbeat: what control takes beside whatever the link carries. Measured
-    /// every second while sessions run.
+    /// every second while sessions run; of several links the slowest.
     #[serde(default)]
     pub control_rtt_ms: Option<u64>,
     /// The longest one since the link came up.

@@ -1,5 +1,5 @@
 //! One session's channel: two bounded queues and two handles. It lies on one stream, or, as a bundle,
-//! on several ([`super::bundle`]).
+//! on several (`bundle`).
 //!
 //! The sender waits for permits, so that at most [`CHANNEL_SEND_BYTES_MAX`] of a channel wait for the
 //! scheduler. The stream's reader never waits for a slow receiver: what does not fit into

@@ -75,12 +75,13 @@
 //!
 //! # Bundles
 //!
-//! A session over several connections of the same two peers ([`bundle`]). Its opener begins it on one
+//! A session over several connections of the same two peers (`bundle`). Its opener begins it on one
 //! (BUNDLE_OPEN in the place of CHANNEL_OPEN) and, once anything came back on it, joins it with a
 //! channel on each further one. On all of its channels session messages travel in PIECE frames: the
 //! frame inside has channel 0, and its `sequence` counts the pieces of one direction of the bundle, from 0,
-//! wrapping, over all channels. Any channel takes the next piece; the receiver puts them in order
-//! ([`order`]), and fragments of a message follow each other in that order. The end of a direction is a
+//! wrapping, over all channels. Any channel takes the next piece (ours are 16 KiB once there are several
+//! channels, and a connection takes one when it has no more than a window unsent); the receiver puts them
+//! in order (`order`), and fragments of a message follow each other in that order. The end of a direction is a
 //! piece, too: CHANNEL_CLOSE inside a PIECE, after which nothing follows. CHANNEL_CLOSE outside of one
 //! means that pieces are lost or refused: the bundle is over. So is it with the first of its connections
 //! that ends; its other channels are then closed. A join of a bundle that is over is answered by
@@ -89,7 +90,7 @@
 //! 8 MiB that a channel holds on its way in.
 //!
 //! A session begins as a bundle where both sides can and the opener's kernel does not use BBR. Whoever
-//! dialled opens more connections ([`spread`]): for itself, or because LINKS_WANTED, which holds for
+//! dialled opens more connections (`spread`): for itself, or because LINKS_WANTED, which holds for
 //! 5 s, asks for it. They are closed when they carried nothing for 60 s.
 //!
 //! # Liveness
@@ -121,8 +122,8 @@
 //! # Who owns what
 //!
 //! `driver` owns the swarm and what changes with connections; `link` a connection's streams;
-//! `mux` the channels of a stream; `bundle` what several streams carry together; [`peers`] the files. Tasks run in the tracker given to
-//! [`Wire::start`] and end with its token.
+//! `mux` the channels of a stream; `bundle` what several streams carry together; [`peers`] the files.
+//! Tasks run in the tracker given to [`Wire::start`] and end with its token.
 
 pub mod accounting;
 mod behaviour;

@@ -44,7 +44,8 @@ impl Wire {
             total.sent += wire.sent;
             total.received += wire.received;
         }
-        let control = counters.as_ref().and_then(|counters| counters.control_rtt());
+        let up = links.iter().filter(|_| link.is_some());
+        let control: Vec<_> = up.filter_map(|link| link.context.counters.control_rtt()).collect();
         let transport = if probe.is_some() { "tcp" } else { "quic" };
         let now = link.as_ref().map(|_| jiff::Timestamp::now());
         let revoked = entry.revoked.then(|| "revoked at this site".to_owned());
@@ -56,8 +57,8 @@ impl Wire {
             transport: link.as_ref().map(|_| transport.to_owned()),
             congestion_control: probe.and_then(|probe| probe.congestion()),
             rtt_ms: counters.and_then(|counters| counters.rtt()).map(|rtt| rtt.as_millis() as u64),
-            control_rtt_ms: control.map(|(last, _)| last.as_millis() as u64),
-            control_rtt_max_ms: control.map(|(_, max)| max.as_millis() as u64),
+            control_rtt_ms: control.iter().map(|(last, _)| last.as_millis() as u64).max(),
+            control_rtt_max_ms: control.iter().map(|(_, max)| max.as_millis() as u64).max(),
             links: link.as_ref().map_or(0, |_| links.len() as u32),
             sent_wire: total.sent,
             received_wire: total.received,
