@@ -343,13 +343,14 @@ impl Driver {
         let wire = context.counters.wire();
         {
             let mut peers = self.parts.shared.peers();
+            // Over this one it may have been paired: that counts, too.
+            if self.parts.gate.book.is_paired(&peer) {
+                peers.entry(peer).or_default();
+            }
             if let Some(state) = peers.get_mut(&peer) {
-                let before = state.living.len();
                 state.living.retain(|(known, _)| *known != id);
-                if state.living.len() < before {
-                    state.closed.sent += wire.sent;
-                    state.closed.received += wire.received;
-                }
+                state.closed.sent += wire.sent;
+                state.closed.received += wire.received;
                 if connection.started {
                     state.last_error = Some(context.reason());
                 }

@@ -129,11 +129,14 @@ async fn a_session_uses_all_its_connections_and_stays_in_order() {
         assert_eq!(heard.recv().await, Err(WireError::Closed { why: String::new() }));
         assert!(answer.send(small(0)).await.is_err());
     });
-    for (at, size) in sizes.iter().enumerate() {
-        sender.send(batch(*size, at as u8)).await.unwrap();
-    }
-    for at in 0..sizes.len() {
-        assert_eq!(receiver.recv().await, Ok(small(at as u64)));
+    // As a session's credit does: three messages on their way.
+    for at in 0..sizes.len() + 3 {
+        if let Some(size) = sizes.get(at) {
+            sender.send(batch(*size, at as u8)).await.unwrap();
+        }
+        if let Some(at) = at.checked_sub(3) {
+            assert_eq!(receiver.recv().await, Ok(small(at as u64)));
+        }
     }
     let all: u64 = lines.near.iter().map(|end| end.counters.wire().sent).sum();
     for end in &lines.near {
@@ -165,7 +168,7 @@ async fn a_session_ends_with_the_first_of_its_connections_and_others_live_on() {
         lines.near[cut].cut();
         let sender = sending.await.unwrap();
         let lost = receiver.recv().await.unwrap_err();
-        assert!(matches!(&lost, WireError::Lost { why } if why == "cut"), "{lost:?}");
+        assert!(lost.is_passing(), "{lost:?}");
         let told = loop {
             if let Err(end) = heard.recv().await {
                 break end;
