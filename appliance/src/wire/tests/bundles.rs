@@ -120,7 +120,8 @@ async fn a_session_uses_all_its_connections_and_stays_in_order() {
     let ((sender, mut receiver), (answer, mut heard)) = lines.session().await;
     let sizes: Vec<usize> = (0..60).map(|at| (at * 37_003) % 1_500_000).collect();
     let expected = sizes.clone();
-    let far = tokio::spawn(async move {
+    let mut far = JoinSet::new();
+    far.spawn(async move {
         for (at, size) in expected.into_iter().enumerate() {
             assert!(heard.recv().await.unwrap() == batch(size, at as u8), "message {at}");
             answer.send(small(at as u64)).await.unwrap();
@@ -147,7 +148,7 @@ async fn a_session_uses_all_its_connections_and_stays_in_order() {
     let frames = sender.counters().sent_frames_bytes();
     assert!(frames > payload as u64 && frames < (payload + payload / 200) as u64, "{frames} of {payload}");
     drop((sender, receiver));
-    far.await.unwrap();
+    far.join_next().await.unwrap().unwrap();
     lines.settle().await;
 }
 
@@ -159,14 +160,15 @@ async fn a_session_ends_with_the_first_of_its_connections_and_others_live_on() {
         let other = (cut + 1) % 3;
         let (plain, _end) = lines.near[other].mux.open().unwrap().split();
         let (_answer, mut plainly) = lines.arrived.recv().await.unwrap().split();
-        let sending = tokio::spawn(async move {
+        let mut sending = JoinSet::new();
+        sending.spawn(async move {
             while sender.send(batch(300_000, 1)).await.is_ok() {}
             sender
         });
         assert!(heard.recv().await.is_ok());
         // One side notices; the other is told over the connections that are left.
         lines.near[cut].cut();
-        let sender = sending.await.unwrap();
+        let sender = sending.join_next().await.unwrap().unwrap();
         let lost = receiver.recv().await.unwrap_err();
         assert!(lost.is_passing(), "{lost:?}");
         let told = loop {
