@@ -112,3 +112,14 @@ pub const VOLUME_NOTE_BYTES_MAX: usize = 1024;
 /// Pages with needed chunks that wait at the source: each open page once, and each batch that may be on
 /// its way (the credit window holds some 450 of 8 KiB) asked for again in two pages.
 pub const WORK_QUEUED_MAX: usize = 16 * PAGES_OPEN_MAX;
+
+/// Chunks that may wait for their batch and were sent ahead of the target's answer: the largest batch.
+pub const AHEAD_CHUNKS_MAX: usize = BATCH_PLAIN_BYTES_MAX / (64 * 1024);
+/// Sets of shared chunks that a target has in memory, one a dedup domain; the one used longest ago goes.
+pub const SHARED_SETS_MAX: usize = 8;
+/// Memory of a set for the first branches of chunks, 8 bytes a chunk; used page by page.
+pub const SHARED_FIRST_BYTES: usize = 16 * 1024 * 1024;
+/// Filters of shared chunks that a source has in memory, one a target (at most 4.8 MiB each).
+pub const SHARED_FILTERS_MAX: usize = 4;
+/// Deltas of one refresh of such a filter: a whole one comes in 20.
+pub const SHARED_DELTAS_MAX: usize = 64;

@@ -249,6 +249,9 @@ pub struct SessionChunks {
     pub known: u64,
     pub delta: u64,
     pub literal: u64,
+    /// Of `delta` and `literal` (and references to them): sent before the target had asked.
+    #[serde(default)]
+    pub ahead: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -273,6 +276,12 @@ pub struct Plan {
     pub zero_bytes: u64,
     /// Changed bytes the target says it already has.
     pub known_bytes: u64,
+    /// With 95 % confidence the true figure is no further from `known_bytes` than this; 0 where it is exact.
+    #[serde(default)]
+    pub known_error_bytes: u64,
+    /// `asked`: of every chunk; `estimated`: of a sample.
+    #[serde(default)]
+    pub known_from: String,
     /// Changed bytes the target has never seen.
     pub unseen_bytes: u64,
     /// Estimate from compressing a sample.

@@ -131,4 +131,11 @@ pub struct CacheStats {
     pub footer_hits: u64,
     pub footer_misses: u64,
     pub disk_locations: u64,
+    /// Chunks that came from two branches or more since they are counted: what the filter that sources
+    /// have a copy of knows.
+    #[serde(default)]
+    pub shared_chunks: u64,
+    /// Its size.
+    #[serde(default)]
+    pub shared_filter_bytes: u64,
 }

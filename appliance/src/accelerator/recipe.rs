@@ -50,17 +50,6 @@ pub fn positions(offer: &Offer) -> impl Iterator<Item = (usize, RunKind, Option<
     })
 }
 
-/// A bit for each position of a page that an offer names an id for.
-pub fn offered(offer: &Offer) -> [u64; PAGE_CHUNKS / 64] {
-    let mut bits = [0; PAGE_CHUNKS / 64];
-    for (position, _, id) in positions(offer) {
-        if let (Some(_), Some(word)) = (id, bits.get_mut(position / 64)) {
-            *word |= 1 << (position % 64);
-        }
-    }
-    bits
-}
-
 /// A NEED for ascending positions of a page.
 pub fn need(disk: u16, page: u64, positions: &[usize]) -> Need {
     let mut chunks: Vec<(u16, u16)> = Vec::new();

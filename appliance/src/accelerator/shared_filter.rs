@@ -18,13 +18,18 @@
 //! - The filter is `bloomfilter`'s, whose byte form has the seed, the number of hashes and the bits, the
 //!   same on every machine; a key is hashed as its 8 bytes, little endian. A golden file holds that.
 //!
-//! Owns nothing but memory and, in [`SharedSet::save`], a file. Not its job: the wire, when to ask.
+//! - A delta crosses the wire [packed](Delta::pack): a filter that has few keys is mostly zeroes.
+//!
+//! [`SharedSets`] are those of a target and their files, [`SharedFilters`] the copies of a source and theirs.
+//! Not its job: the wire, when to ask, what is done with an answer.
 //! Bounds: [`KEYS_MAX`] keys, 4.8 MiB of filter (twice that while a new one comes in), [`PART_BYTES_MAX`]
 //! or [`ADDITIONS_MAX`] keys in one delta, the memory given for first branches.
 
+mod copies;
 mod first;
 mod rice;
 mod set;
+mod sets;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -35,18 +40,25 @@ use std::hash::{Hash, Hasher};
 use bloomfilter::Bloom;
 use serde::{Deserialize, Serialize};
 
+pub use self::copies::SharedFilters;
 pub use self::set::{Noted, SharedSet, SharedSetStats};
+pub use self::sets::SharedSets;
 
 use crate::block::ShortId;
+pub use crate::wire::message::FilterCursor as Cursor;
 
 /// Keys of a filter.
 pub const KEYS_MAX: usize = 1 << 22;
 /// Bytes of a whole filter; what claims to be longer is refused.
 pub const FILTER_BYTES_MAX: usize = 6 * 1024 * 1024;
 /// Bytes of a whole filter in one delta.
-pub const PART_BYTES_MAX: usize = 1024 * 1024;
+pub const PART_BYTES_MAX: usize = 256 * 1024;
 /// Keys in one delta: coded, less than [`PART_BYTES_MAX`].
-pub const ADDITIONS_MAX: usize = 256 * 1024;
+pub const ADDITIONS_MAX: usize = 64 * 1024;
+
+/// Plain bytes of one delta with all that is around its part or its additions.
+const DELTA_BYTES_MAX: usize = PART_BYTES_MAX + 4096;
+const PACK_LEVEL: i32 = 3;
 
 /// Hash functions; more than this is no filter of ours.
 const HASHES_MAX: u32 = 16;
@@ -69,19 +81,6 @@ impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write(&self.0.to_le_bytes());
     }
-}
-
-/// How far a source has got: what it asks the target with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cursor {
-    /// Of the filter.
-    pub epoch: u64,
-    /// Keys that it has (or, while parts come, will have).
-    pub position: u32,
-    /// The target's sum over these keys; told back unchanged.
-    pub check: u64,
-    /// Bytes of the whole filter that have come; none once it is complete.
-    pub part: Option<u32>,
 }
 
 /// A part of a whole filter.
@@ -112,6 +111,27 @@ pub struct Delta {
     pub additions: Vec<u8>,
     /// There is more to ask for at once.
     pub more: bool,
+}
+
+impl Delta {
+    /// As it crosses the wire: one zstd frame of its record.
+    pub fn pack(&self) -> Vec<u8> {
+        let plain = postcard::to_stdvec(self).unwrap_or_default();
+        zstd::bulk::compress(&plain, PACK_LEVEL).unwrap_or_default()
+    }
+
+    /// The reverse. What comes out is still to be [applied](SharedFilter::apply), which checks it.
+    pub fn unpack(bytes: &[u8]) -> Result<Self, FilterError> {
+        let malformed = || FilterError::Malformed("it is not one record in one frame");
+        let plain = zstd::bulk::decompress(bytes, DELTA_BYTES_MAX).map_err(|_| malformed())?;
+        postcard::from_bytes(&plain).map_err(|_| malformed())
+    }
+
+    /// What a source pays, in bytes, until it has what this is (a part) of. `packed` is the length of this.
+    pub fn cost(&self, packed: usize) -> u64 {
+        let Some(part) = &self.full else { return packed as u64 };
+        packed as u64 * u64::from(part.total) / (part.bytes.len() as u64).max(1)
+    }
 }
 
 /// Why a delta was refused. The filter is as it was; after a bad part it will ask for the whole again.

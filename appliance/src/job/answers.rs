@@ -8,9 +8,10 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::{mpsc, watch};
 
+use super::ahead::AheadPage;
 use super::prepare::{Ready, Work};
 use super::replicate::{AttemptError, Replication, join};
-use super::source_state::{Needed, PageKey, Wanted};
+use super::source_state::{PageKey, Wanted};
 use crate::block::{Geometry, PAGE_BYTES, PAGE_CHUNKS};
 use crate::wire::SessionReceiver;
 use crate::wire::message::{Durable, Held, Message, Need, Sealed};
@@ -46,20 +47,22 @@ async fn take_need(
     if positions.last().is_some_and(|last| *last >= geometry.page_chunks(need.page)) {
         return Err(AttemptError::Lost("the target asked for chunks past the end of a disk".into()));
     }
-    let (forced, known) = match ctx.state.need(key, &positions) {
-        Some((needed, known)) => {
-            ctx.bases.note_built(key, known.iter().copied());
-            if let Needed::Nothing(ids) = needed {
+    let (forced, positions, known) = match ctx.state.need(key, &positions) {
+        Some(needed) => {
+            let answer = needed.answer;
+            ctx.ahead.note(&answer);
+            ctx.bases.note_built(key, answer.known.iter().copied());
+            if let Some(ids) = needed.settle {
                 let worker = ctx.clone();
                 let settle = move || worker.settle_page(key, &ids, false);
                 join(tokio::task::spawn_blocking(settle).await)?;
                 ctx.state.close(key);
             }
-            (false, known)
+            (false, answer.missing, answer.known)
         }
         None => {
             reopen(ctx, key, positions.len()).await?;
-            (true, Vec::new())
+            (true, positions, Vec::new())
         }
     };
     if !forced {
@@ -74,7 +77,7 @@ async fn take_need(
     }
     let (disk, page) = key;
     let wanted: Vec<Wanted> =
-        positions.into_iter().map(|position| Wanted { disk, page, position, forced }).collect();
+        positions.into_iter().map(|position| Wanted { disk, page, position, forced, ahead: false }).collect();
     ctx.preparing.fetch_add(wanted.len(), Ordering::Relaxed);
     work.send(Work { key, wanted, known }).await.map_err(|_| AttemptError::Cancelled)
 }
@@ -103,8 +106,8 @@ async fn reopen(ctx: &Arc<Replication>, key: PageKey, count: usize) -> Result<()
     let ids = tokio::task::spawn_blocking(move || worker.base_page(key.0, &hash))
         .await
         .map_err(|e| AttemptError::Lost(e.to_string()))??;
-    let offered = [0; PAGE_CHUNKS / 64];
-    let offer = super::source_state::OpenOffer { ids, offered, remaining: Some(count), room: None };
+    let ahead = AheadPage::default();
+    let offer = super::source_state::OpenOffer { ids, ahead, remaining: Some(count), room: None };
     ctx.state.open(key, offer);
     Ok(())
 }

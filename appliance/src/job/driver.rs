@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use vbr_api::{FreeSpace, JobSpec, Moment, Session, SessionState};
 
+use super::ahead::Ahead;
 use super::base::{FoundBase, find_base, replica_state};
 use super::bases::Bases;
 use super::definitions::split_target;
@@ -19,6 +20,7 @@ use super::free::DiskFree;
 use super::parts::Parts;
 use super::prepare::Probes;
 use super::records::SessionRecord;
+use super::refresh::refresh_after;
 use super::replicate::{AttemptError, Base, Replication, replicate};
 use super::session::SessionHandle;
 use super::snapshot::{release, resolve};
@@ -28,7 +30,7 @@ use crate::error::Problem;
 use crate::host::VmSnapshot;
 use crate::repository::manifest::PageTable;
 use crate::wire::message::{Open, OpenDisk, Request};
-use crate::wire::{PeerRecord, WireError};
+use crate::wire::{PeerRecord, WireError, capability};
 
 /// Wait before the first retry, doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -96,6 +98,9 @@ impl Driver {
                 records.store(&record)
             }
         });
+        if let Ok(peer) = self.peer() {
+            refresh_after(&self.parts, peer, &self.handle.view());
+        }
         if let Ok(Err(problem)) = stored.await {
             tracing::error!(%problem, "the session's record cannot be kept");
         }
@@ -238,6 +243,7 @@ impl Driver {
             session.bytes.received_wire = base.received_wire + counters.received_wire();
         });
         self.note_line(&peer.peer_id, &ctx);
+        self.parts.gates.keep(&job, ctx.ahead.gate());
         let sealed = match result {
             Err(AttemptError::Cancelled) if ctx.stopped() => return Err(AttemptError::Cancelled),
             Err(AttemptError::Cancelled) => return Err(AttemptError::Lost("the channel closed".into())),
@@ -251,6 +257,13 @@ impl Driver {
     fn bases(&self, disks: usize) -> Bases {
         let (anchors, cache) = (self.parts.anchors.clone(), self.parts.cache.clone());
         Bases::new(anchors, cache, &self.spec.name, &self.record.session.session, disks)
+    }
+
+    async fn ahead(&self, peer: &PeerRecord) -> Ahead {
+        let (filters, id, tag) = (self.parts.filters.clone(), peer.peer_id.clone(), peer.domain_key.tag());
+        let able = self.parts.wire.peer_can(&id, capability::SHARED_FILTER);
+        let filter = tokio::task::spawn_blocking(move || filters.of(&id, tag)).await.ok();
+        Ahead::new(filter.filter(|_| able), self.parts.gates.of(&self.spec.name))
     }
 
     /// What the line to a peer took the last time.
@@ -307,6 +320,7 @@ impl Driver {
             bases: self.bases(snapshot.disks.len()),
             probes: Probes::default(),
             preparing: AtomicUsize::new(0),
+            ahead: self.ahead(peer).await,
             effort: Mutex::new(Controller::starting_from(self.line(&peer.peer_id))),
             keep_sent: self.parts.keep_sent,
             compressors: self.parts.compressors.clone(),

@@ -16,10 +16,12 @@ use vbr_api::{
     StageLoad, Warning,
 };
 
+use super::ahead::Gates;
 use super::definitions::{Definition, Definitions, check, split_target};
 use super::driver::Driver;
 use super::parts::{Parts, SourceStores};
 use super::records::{Records, SessionRecord};
+use super::refresh::Refreshes;
 use super::session::SessionHandle;
 use super::snapshot::resolve;
 use crate::database::Database;
@@ -58,14 +60,17 @@ impl JobManager {
     ) -> Result<Arc<Self>, Problem> {
         let (definitions, jobs, unreadable) = Definitions::open(jobs_directory)?;
         let records = Records::new(database);
-        let SourceStores { repository, anchors, cache, keep_sent } = stores;
+        let SourceStores { repository, anchors, filters, cache, keep_sent } = stores;
         let parts = Arc::new(Parts {
             wire,
             hosts,
             repository,
             anchors,
+            filters,
             cache,
             keep_sent,
+            refreshes: Refreshes::default(),
+            gates: Gates::default(),
             lines: Mutex::default(),
             records,
             compressors: Arc::new(Semaphore::new(COMPRESSORS_MAX)),
@@ -189,6 +194,7 @@ impl JobManager {
             ));
         }
         self.parts.anchors.forget(name);
+        self.parts.gates.forget(name);
         self.definitions.remove(name)?;
         if let Err(error) = self.parts.repository.forget(name) {
             tracing::warn!(job = name, %error, "the job's manifests could not be removed");

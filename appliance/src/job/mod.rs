@@ -2,16 +2,20 @@
 //!
 //! Source: `manager` keeps the definitions and starts sessions, `driver` takes one session to its end over
 //! any number of attempts, `replicate` composes one attempt out of `scan`, `prepare`, `send` and `answers`,
-//! `bases` finds what content may serve as a base, `base` moves manifests. Target: `target` takes channels and requests, `receive` composes one session out of the
+//! `bases` finds what content may serve as a base, `ahead` says what need not wait for the target's
+//! answer and `refresh` keeps the filter that it rests on, `base` moves manifests. Target: `target` takes channels and requests, `receive` composes one session out of the
 //! wire and `point`. State that must survive lies in `definitions` (files) and `records` (RocksDB).
 
+mod ahead;
 mod answers;
 mod base;
 mod bases;
 mod definitions;
 mod driver;
+mod estimate;
 mod free;
 mod held;
+mod learns;
 mod manager;
 mod pack;
 mod parts;
@@ -20,6 +24,7 @@ mod point;
 mod prepare;
 mod receive;
 mod records;
+mod refresh;
 mod replicate;
 mod repositories;
 mod requests;

@@ -8,9 +8,12 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::ahead::Gates;
 use super::records::Records;
+use super::refresh::Refreshes;
 use crate::accelerator::anchors::AnchorStore;
 use crate::accelerator::global_cache::GlobalCache;
+use crate::accelerator::shared_filter::SharedFilters;
 use crate::host::HostRegistry;
 use crate::repository::source::SourceRepository;
 use crate::wire::Wire;
@@ -25,10 +28,14 @@ pub struct Parts {
     pub repository: Arc<SourceRepository>,
     /// Where content was seen.
     pub anchors: Arc<AnchorStore>,
+    /// What targets have from two branches or more.
+    pub filters: Arc<SharedFilters>,
     /// The global cache.
     pub cache: Arc<GlobalCache>,
     /// Keep what is sent in it.
     pub keep_sent: bool,
+    pub(super) refreshes: Refreshes,
+    pub(super) gates: Gates,
     /// What the line to each peer was last seen to take, bytes a second.
     pub(super) lines: Mutex<BTreeMap<String, f64>>,
     pub(super) records: Records,
@@ -45,6 +52,8 @@ pub struct SourceStores {
     pub repository: Arc<SourceRepository>,
     /// Where content was seen.
     pub anchors: Arc<AnchorStore>,
+    /// What targets have from two branches or more.
+    pub filters: Arc<SharedFilters>,
     /// The global cache.
     pub cache: Arc<GlobalCache>,
     /// Keep what is sent in it.

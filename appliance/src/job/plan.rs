@@ -1,12 +1,16 @@
 //! `job plan`: a dry run. Reads and compares like a session, asks the target which of the changed
 //! chunks it has, compresses a sample of the rest, and says what a session would send.
+//!
+//! Up to [`ASK_MAX`] chunks are asked about one by one. Of more (2 GiB of changes), so many are, and the rest
+//! is estimated: a terabyte of changes would else be 256 MB of questions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use vbr_api::{Plan, Session};
 
 use super::base::{find_base, replica_state};
+use super::estimate::{ASK_MAX, Stratum, Unseen, to_ask, unseen};
 use super::free::mask;
 use super::manager::JobManager;
 use super::replicate::Base;
@@ -14,6 +18,7 @@ use super::repositories::problem;
 use super::snapshot::resolve;
 use crate::accelerator::batch::{BatchBuilder, Prefix};
 use crate::accelerator::effort::Controller;
+use crate::accelerator::shared_filter::SharedFilter;
 use crate::accelerator::{identify, recipe};
 use crate::block::{DomainKey, Geometry, PAGE_CHUNKS, ShortId};
 use crate::busy::BusyClock;
@@ -21,10 +26,9 @@ use crate::error::Problem;
 use crate::host::{SnapshotRequest, VmSnapshot};
 use crate::mover::source::PageWalk;
 use crate::repository::source::SourceRepository;
+use crate::wire::PeerRecord;
 use crate::wire::message::{Batch, Request, Response, RunKind};
 
-/// Ids asked with one request.
-const ASK_MAX: usize = 32_768;
 /// Every n-th unseen chunk is compressed.
 const SAMPLE_EVERY: usize = 16;
 /// Recipe bytes a changed chunk.
@@ -33,6 +37,7 @@ const RECIPE_BYTES: u64 = 18;
 #[derive(Default)]
 struct Survey {
     plan_virtual: u64,
+    disks: Vec<Geometry>,
     read: u64,
     changed: u64,
     zero: u64,
@@ -64,25 +69,20 @@ impl JobManager {
             Ok((snapshot, survey))
         })
         .await?;
-        let ids: Vec<ShortId> = survey.chunks.keys().copied().collect();
-        let mut unseen = Vec::new();
-        for asked in ids.chunks(ASK_MAX) {
-            let answer = wire.request(&peer.peer_id, Request::Known { ids: asked.to_vec() }).await;
-            let bits = match answer.map_err(|e| problem(e.into()))? {
-                Response::Known(bits) => bits,
-                Response::Problem(other) => return Err(other),
-                _ => Vec::new(),
-            };
-            let known = |n: usize| bits.get(n / 8).is_some_and(|byte| byte & (0x80 >> (n % 8)) != 0);
-            unseen.extend(asked.iter().enumerate().filter(|(n, _)| !known(*n)).map(|(_, id)| *id));
-        }
-        let places: Vec<(usize, u64)> = unseen.iter().map(|id| survey.chunks[id]).collect();
-        let (unseen_bytes, send_bytes) = blocking(move || {
-            let figures = sample(&snapshot, &places);
+        let asked = to_ask(survey.chunks.keys().copied().collect());
+        let known = self.known(&peer, &asked).await?;
+        let (filters, id, tag) = (self.parts.filters.clone(), peer.peer_id.clone(), peer.domain_key.tag());
+        let (survey, unseen, send_bytes) = blocking(move || {
+            let unseen = survey.unseen(&filters.of(&id, tag), &asked, &known);
+            let unseen_ones = asked.iter().filter(|id| !known.contains(*id));
+            let places: Vec<(usize, u64)> =
+                unseen_ones.filter_map(|id| survey.chunks.get(id).copied()).collect();
+            let ratio = sample(&snapshot, &places);
             if let Some(snapshot) = Arc::into_inner(snapshot) {
                 snapshot.release();
             }
-            figures
+            let send_bytes = (ratio? * unseen.bytes as f64) as u64;
+            Ok((survey, unseen, send_bytes))
         })
         .await?;
         let request = Request::WouldRetire { replica: job.to_string(), keep: spec.keep };
@@ -98,18 +98,60 @@ impl JobManager {
             read_bytes: survey.read,
             changed_bytes: survey.changed,
             zero_bytes: survey.zero,
-            known_bytes: survey.changed.saturating_sub(survey.zero + unseen_bytes),
-            unseen_bytes,
+            known_bytes: survey.changed.saturating_sub(survey.zero + unseen.bytes),
+            known_error_bytes: unseen.error_bytes,
+            known_from: if survey.chunks.len() > ASK_MAX { "estimated" } else { "asked" }.to_string(),
+            unseen_bytes: unseen.bytes,
             send_bytes,
             duration_ms: self.rate(job).map(|bps| send_bytes.saturating_mul(8000) / bps),
             retires,
         })
     }
 
+    /// Which of these chunks the target has.
+    async fn known(&self, peer: &PeerRecord, ids: &[ShortId]) -> Result<HashSet<ShortId>, Problem> {
+        if ids.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let answer = self.parts.wire.request(&peer.peer_id, Request::Known { ids: ids.to_vec() }).await;
+        let bits = match answer.map_err(|e| problem(e.into()))? {
+            Response::Known(bits) => bits,
+            Response::Problem(other) => return Err(other),
+            _ => Vec::new(),
+        };
+        let known = |n: usize| bits.get(n / 8).is_some_and(|byte| byte & (0x80 >> (n % 8)) != 0);
+        Ok(ids.iter().enumerate().filter(|(n, _)| known(*n)).map(|(_, id)| *id).collect())
+    }
+
     /// Wire rate of the job's last session that moved something.
     fn rate(&self, job: &str) -> Option<u64> {
         let last: Vec<Session> = self.sessions(Some(job), false);
         last.iter().find(|s| s.rate_wire_bps > 0 && s.bytes.sent_wire > 64 * 1024).map(|s| s.rate_wire_bps)
+    }
+}
+
+impl Survey {
+    /// What the target lacks, from what it said of the chunks it was asked about.
+    fn unseen(&self, filter: &SharedFilter, asked: &[ShortId], known: &HashSet<ShortId>) -> Unseen {
+        let len = |(disk, chunk): &(usize, u64)| {
+            self.disks.get(*disk).map_or(0, |geometry| geometry.chunk_len(*chunk) as u64)
+        };
+        if asked.len() == self.chunks.len() {
+            let lacks = self.chunks.iter().filter(|(id, _)| !known.contains(*id));
+            return Unseen { bytes: lacks.map(|(_, place)| len(place)).sum(), error_bytes: 0 };
+        }
+        let mut strata = [Stratum::default(); 2];
+        for (id, place) in &self.chunks {
+            let stratum = &mut strata[usize::from(filter.may_contain(*id))];
+            stratum.chunks += 1;
+            stratum.bytes += len(place);
+        }
+        for id in asked {
+            let stratum = &mut strata[usize::from(filter.may_contain(*id))];
+            stratum.asked += 1;
+            stratum.known += u64::from(known.contains(id));
+        }
+        unseen(strata)
     }
 }
 
@@ -126,6 +168,7 @@ fn survey(
         let io = |e: std::io::Error| Problem::io(format!("reading {}", disk.spec.path), &e);
         let geometry = Geometry { disk_len: disk.reader.len() };
         survey.plan_virtual += geometry.disk_len;
+        survey.disks.push(geometry);
         let table = base.and_then(|base| base.tables.get(n));
         let pages: Vec<u64> = table.map(|t| t.iter().map(|(page, _)| *page).collect()).unwrap_or_default();
         let mut walk = PageWalk::new(geometry.pages(), 0, pages);
@@ -163,23 +206,18 @@ fn survey(
     Ok(survey)
 }
 
-/// Plain bytes of unseen chunks, and an estimate of what they are compressed. Without bases, so an upper
-/// bound: what a session saves by bases depends on what is confirmed on the way.
-fn sample(snapshot: &VmSnapshot, places: &[(usize, u64)]) -> Result<(u64, u64), Problem> {
+/// To which part of their size unseen chunks are compressed. Without bases, so an upper bound: what a session
+/// saves by bases depends on what is confirmed on the way.
+fn sample(snapshot: &VmSnapshot, places: &[(usize, u64)]) -> Result<f64, Problem> {
     let internal = |e: &dyn std::fmt::Display| {
         Problem::new("internal", "compressing a sample", e.to_string(), "report this")
     };
-    let (mut plain, mut sampled, mut stored) = (0u64, 0u64, 0u64);
+    let (mut sampled, mut stored) = (0u64, 0u64);
     let (effort, none) = (Controller::default().effort(), Prefix::default);
     let mut builder = BatchBuilder::default();
-    for (count, (disk, chunk)) in places.iter().enumerate() {
+    for (disk, chunk) in places.iter().step_by(SAMPLE_EVERY) {
         let Some(disk) = snapshot.disks.get(*disk) else { continue };
-        let geometry = Geometry { disk_len: disk.reader.len() };
-        let range = geometry.chunk_range(*chunk);
-        plain += range.end - range.start;
-        if count % SAMPLE_EVERY != 0 {
-            continue;
-        }
+        let range = Geometry { disk_len: disk.reader.len() }.chunk_range(*chunk);
         let mut data = vec![0; (range.end - range.start) as usize];
         disk.reader
             .read_at(range.start, &mut data)
@@ -192,8 +230,7 @@ fn sample(snapshot: &VmSnapshot, places: &[(usize, u64)]) -> Result<(u64, u64), 
         }
     }
     stored += payload_bytes(&builder.finish(none(), &effort).map_err(|e| internal(&e))?);
-    let send = if sampled == 0 { 0 } else { (stored as f64 / sampled as f64 * plain as f64) as u64 };
-    Ok((plain, send))
+    Ok(if sampled == 0 { 0.0 } else { stored as f64 / sampled as f64 })
 }
 
 fn payload_bytes(batches: &[Batch]) -> u64 {

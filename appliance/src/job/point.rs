@@ -20,6 +20,7 @@ use crate::repository::datastore::Building;
 use crate::wire::message::{Batch, Entry, Held, Need, Offer, PrefixFrom, Probe, RunKind};
 
 use super::held::{HeldBases, Place};
+use super::learns::Learns;
 use super::receive::protocol;
 
 /// Busy clocks of the target's stages.
@@ -60,6 +61,7 @@ pub struct PointWriter {
     resolver: Resolver,
     held: HeldBases,
     index: Arc<BlockIndex>,
+    learns: Learns,
     base_page: Option<(u16, u64, Option<Ids>)>,
     tracker: PageTracker,
     key: DomainKey,
@@ -77,6 +79,7 @@ impl PointWriter {
         resolver: Resolver,
         key: DomainKey,
         index: Arc<BlockIndex>,
+        learns: Learns,
     ) -> Self {
         let tracker = PageTracker::new(&building.cursors());
         let disks = (0..building.disk_count())
@@ -85,7 +88,7 @@ impl PointWriter {
         let tag = key.tag();
         let held = HeldBases::new(key.clone(), index.clone(), cache.clone());
         let (base_page, clocks) = (None, Arc::default());
-        Self { building, cache, resolver, held, index, base_page, tracker, key, tag, disks, clocks }
+        Self { building, cache, resolver, held, index, learns, base_page, tracker, key, tag, disks, clocks }
     }
 
     /// True where no page lacks anything.
@@ -127,6 +130,7 @@ impl PointWriter {
                 (RunKind::Zero, _) => self.zero(disk, geometry, chunk)?,
                 (RunKind::Offered, Some(id)) => match self.resolve(disk, id) {
                     Some((full, data)) if data.len() == geometry.chunk_len(chunk) => {
+                        self.learns.note(id);
                         self.write(disk, geometry, chunk, full, &data)?;
                         applied.written_bytes += data.len() as u64;
                         ids[position] = full;
@@ -186,6 +190,9 @@ impl PointWriter {
                 }
                 Entry::Copy { disk, chunk, id } => {
                     let len = self.geometry(disk)?.chunk_len(chunk);
+                    if !self.wants(disk, chunk) {
+                        continue;
+                    }
                     match self.resolve(disk, id).filter(|(_, data)| data.len() == len) {
                         Some((full, data)) => self.fill(disk, chunk, full, &data, &mut applied)?,
                         None => applied.needs.push(need_one(disk, chunk)),
@@ -197,7 +204,13 @@ impl PointWriter {
         if rest.is_empty() { Ok(applied) } else { Err(protocol("a batch is longer than its recipe")) }
     }
 
-    /// A chunk's bytes. Those of a batch with bases must have the id they were offered with: a base that
+    fn wants(&self, disk: u16, chunk: u64) -> bool {
+        let (page, position) = (chunk / PAGE_CHUNKS as u64, (chunk % PAGE_CHUNKS as u64) as usize);
+        self.tracker.wants(disk, page, position)
+    }
+
+    /// A chunk's bytes. What is not wanted was here when it was offered and was sent ahead of the answer, or
+    /// comes a second time: its bytes are of no use, and not looked at. Those of a batch with bases must have the id they were offered with: a base that
     /// was not what it should be is found here, and costs one more NEED.
     fn literal(
         &mut self,
@@ -208,10 +221,13 @@ impl PointWriter {
         applied: &mut Applied,
     ) -> Result<(), Problem> {
         let clocks = self.clocks.clone();
+        self.held.arrived(disk, chunk);
+        if !self.wants(disk, chunk) {
+            return Ok(());
+        }
         let id = clocks.accelerator.time(|| self.key.chunk_id(data));
         let (page, position) = (chunk / PAGE_CHUNKS as u64, (chunk % PAGE_CHUNKS as u64) as usize);
         let offered = self.tracker.offered(disk, page, position);
-        self.held.arrived(disk, chunk);
         if with_bases && offered.is_some_and(|offered| offered != id.short()) {
             tracing::warn!(
                 disk,
@@ -222,6 +238,7 @@ impl PointWriter {
             return Ok(());
         }
         if !id.is_zero() {
+            self.learns.note(id.short());
             let kept = clocks.accelerator.time(|| self.cache.append(self.tag, id, data));
             applied.ticket = Some(kept.map_err(Problem::from)?);
             clocks.accelerator.time(|| self.index.insert(self.tag, id.short(), &block_ids(&self.key, data)));
@@ -236,8 +253,7 @@ impl PointWriter {
         let mut applied = Applied::default();
         for entry in &batch.header.entries {
             let (Entry::Literal { disk, chunk } | Entry::Copy { disk, chunk, .. }) = *entry;
-            let (page, position) = (chunk / PAGE_CHUNKS as u64, (chunk % PAGE_CHUNKS as u64) as usize);
-            if self.tracker.wants(disk, page, position) {
+            if self.wants(disk, chunk) {
                 applied.needs.push(need_one(disk, chunk));
             }
         }
@@ -377,3 +393,7 @@ fn write_problem(disk: u16, error: &std::io::Error) -> Problem {
 fn no_disk(disk: u16) -> Problem {
     protocol(format!("the session has no disk {disk}"))
 }
+
+#[cfg(test)]
+#[path = "point_tests.rs"]
+mod tests;

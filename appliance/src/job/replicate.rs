@@ -13,11 +13,12 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::Ahead;
 use super::answers::receive;
 use super::bases::Bases;
 use super::free::DiskFree;
 use super::prepare::{Probes, Ready, Work, prepare_loop};
-use super::scan::{Room, scan_disk};
+use super::scan::{Lanes, Room, scan_disk};
 use super::send::{Outgoing, batch_loop, transmit};
 use super::session::SessionHandle;
 use super::source_state::{Ids, PageKey, SourceState};
@@ -87,8 +88,10 @@ pub struct Replication {
     pub bases: Bases,
     /// Questions on their way.
     pub probes: Probes,
-    /// Needed chunks that have not reached the batcher.
+    /// Chunks to send that have not reached the batcher.
     pub preparing: AtomicUsize,
+    /// What may be sent before the target asks.
+    pub ahead: Ahead,
     /// How hard to work.
     pub effort: Mutex<Controller>,
     /// Keep what is sent in the global cache.
@@ -276,7 +279,7 @@ pub async fn replicate(
     let mut parts: JoinSet<Result<(), AttemptError>> = JoinSet::new();
     let room = Room::new();
     let ending = EndAttempt { sender: sender.clone(), room: room.clone() };
-    spawn_scanners(ctx, &cursors, &sender, &room, &mut parts);
+    spawn_scanners(ctx, &cursors, Lanes { sender: sender.clone(), room, work: work_tx.clone() }, &mut parts);
     let batcher = ctx.clone();
     parts.spawn_blocking(move || batch_loop(&batcher, ready_rx, out_tx));
     let (preparer, prepared, asks) = (ctx.clone(), ready_tx.clone(), sender.clone());
@@ -314,17 +317,15 @@ impl Drop for EndAttempt {
 fn spawn_scanners(
     ctx: &Arc<Replication>,
     cursors: &[u64],
-    sender: &SessionSender,
-    room: &Room,
+    lanes: Lanes,
     parts: &mut JoinSet<Result<(), AttemptError>>,
 ) {
     let scans = Arc::new(Semaphore::new(SCANS_PER_SESSION_MAX));
     for (disk, cursor) in cursors.iter().copied().enumerate() {
-        let (ctx, sender, scans) = (ctx.clone(), sender.clone(), scans.clone());
-        let room = room.clone();
+        let (ctx, lanes, scans) = (ctx.clone(), lanes.clone(), scans.clone());
         parts.spawn(async move {
             let _turn = scans.acquire_owned().await.map_err(|_| AttemptError::Cancelled)?;
-            let scan = move || scan_disk(&ctx, disk as u16, cursor, &sender, &room);
+            let scan = move || scan_disk(&ctx, disk as u16, cursor, &lanes);
             join(tokio::task::spawn_blocking(scan).await)
         });
     }

@@ -74,6 +74,12 @@ impl TargetService {
                 }
                 Ok(Response::Done)
             }
+            Request::SharedFilter { cursor, bytes_max } => {
+                let delta = self.shared.of(peer.domain_key.tag()).map(|set| set.delta(cursor));
+                let packed = delta.map(|delta| (delta.pack(), delta));
+                let packed = packed.filter(|(packed, delta)| delta.cost(packed.len()) <= bytes_max);
+                Ok(Response::SharedFilter(packed.map(|(packed, _)| packed)))
+            }
         }
     }
 

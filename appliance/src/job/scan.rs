@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use vbr_api::SessionChunks;
 
+use super::prepare::Work;
 use super::replicate::{AttemptError, Replication};
-use super::source_state::{Ids, OpenOffer, PageKey};
+use super::source_state::{Ids, OpenOffer, PageKey, Wanted};
 use crate::accelerator::{identify, recipe};
 use crate::block::{CHUNK_BYTES, Geometry, PAGE_BYTES};
 use crate::limits::{CHUNKS_OPEN_MAX, PAGES_OPEN_MAX};
@@ -39,15 +40,20 @@ impl Room {
     }
 }
 
+/// Where a scanner's offers go.
+#[derive(Clone)]
+pub struct Lanes {
+    /// To the target.
+    pub sender: SessionSender,
+    /// What bounds them.
+    pub room: Room,
+    /// To the preparer, for chunks that go ahead of the target's answer.
+    pub work: mpsc::Sender<Work>,
+}
+
 /// Scans one disk from `cursor` on and offers what differs from the base. Pages before the cursor are
 /// durable at the target; they are only named again where no record of them is left.
-pub fn scan_disk(
-    ctx: &Replication,
-    disk: u16,
-    cursor: u64,
-    sender: &SessionSender,
-    room: &Room,
-) -> Result<(), AttemptError> {
+pub fn scan_disk(ctx: &Replication, disk: u16, cursor: u64, lanes: &Lanes) -> Result<(), AttemptError> {
     let reader = ctx.reader(disk)?;
     let geometry = Geometry { disk_len: reader.len() };
     let base = ctx.base_table(disk);
@@ -55,7 +61,7 @@ pub fn scan_disk(
         base.map(|table| table.iter().map(|(page, _)| *page).collect()).unwrap_or_default();
     let mut walk = PageWalk::new(geometry.pages(), 0, base_pages);
     while let Some(position) = walk.position() {
-        if ctx.stopped() || sender.is_closed() {
+        if ctx.stopped() || lanes.sender.is_closed() {
             return Err(AttemptError::Cancelled);
         }
         let data = ctx
@@ -68,7 +74,7 @@ pub fn scan_disk(
         if page < cursor {
             rename_page(ctx, disk, page, base)?;
         } else {
-            scan_page(ctx, disk, page, base, sender, room)?;
+            scan_page(ctx, disk, page, base, lanes)?;
         }
         ctx.state.scanned(disk, page + 1);
     }
@@ -99,8 +105,7 @@ fn scan_page(
     disk: u16,
     page: u64,
     base: Option<&PageTable>,
-    sender: &SessionSender,
-    room: &Room,
+    lanes: &Lanes,
 ) -> Result<(), AttemptError> {
     let key = (disk, page);
     let named = ctx.identify(disk, page)?;
@@ -118,7 +123,7 @@ fn scan_page(
     if ctx.state.built(key).is_none() {
         count(ctx, key, &offer, geometry);
     }
-    open_and_send(ctx, key, named.ids, offer, sender, room)
+    open_and_send(ctx, key, named.ids, offer, lanes)
 }
 
 fn open_and_send(
@@ -126,22 +131,32 @@ fn open_and_send(
     key: PageKey,
     ids: Ids,
     offer: crate::wire::message::Offer,
-    sender: &SessionSender,
-    room: &Room,
+    lanes: &Lanes,
 ) -> Result<(), AttemptError> {
+    let Lanes { sender, room, work } = lanes;
     let runtime = Handle::current();
     let weight = offer.ids.len().clamp(1, CHUNKS_OPEN_MAX) as u32;
     let stopped = |_| AttemptError::Cancelled;
     let start = std::time::Instant::now();
     let pages = runtime.block_on(room.pages.clone().acquire_owned()).map_err(stopped)?;
     let chunks = runtime.block_on(room.chunks.clone().acquire_many_owned(weight)).map_err(stopped)?;
-    let offered = recipe::offered(&offer);
-    ctx.state.open(key, OpenOffer { ids, offered, remaining: None, room: Some((pages, chunks)) });
+    let ahead = ctx.ahead.page(&offer, &ctx.preparing);
+    let (disk, page) = key;
+    let going = ahead.going().into_iter();
+    let wanted: Vec<Wanted> =
+        going.map(|position| Wanted { disk, page, position, forced: false, ahead: true }).collect();
+    ctx.state.open(key, OpenOffer { ids, ahead, remaining: None, room: Some((pages, chunks)) });
     let message = Message::Offer(offer);
     let (_, body, _) = message.encode();
     runtime.block_on(sender.send(message)).map_err(AttemptError::from)?;
     ctx.handle.clocks.network.add(start);
     ctx.handle.note(|session| session.bytes.sent_payload += body.len() as u64);
+    if !wanted.is_empty() {
+        // After the offer, so that the target knows the page when they come. There is room: they are few.
+        runtime
+            .block_on(work.send(Work { key, wanted, known: Vec::new() }))
+            .map_err(|_| AttemptError::Cancelled)?;
+    }
     Ok(())
 }
 

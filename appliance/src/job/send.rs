@@ -14,6 +14,7 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use super::ahead::note_ahead;
 use super::pack::{Gathered, Packer};
 use super::prepare::{Ready, anchors_of, block_of};
 use super::replicate::{AttemptError, Credit, Replication};
@@ -67,7 +68,9 @@ pub fn batch_loop(
                 return Ok(());
             }
             let permit = runtime.block_on(ctx.compressors.clone().acquire_owned()).ok();
-            packer.begin(build(ctx, &mut queue, &mut sent, plain_bytes)?, permit);
+            if let Some(gathered) = build(ctx, &mut queue, &mut sent, plain_bytes)? {
+                packer.begin(gathered, permit);
+            }
             true
         } else if ctx.state.may_seal() {
             ctx.state.begin_seal();
@@ -116,13 +119,13 @@ struct Literal {
     bytes: std::ops::Range<usize>,
 }
 
-/// Gathers one batch from the front of the queue.
+/// Gathers one batch from the front of the queue; none where nothing of it is needed any more.
 fn build(
     ctx: &Replication,
     queue: &mut VecDeque<Ready>,
     sent: &mut SentIds,
     plain_bytes: usize,
-) -> Result<Gathered, AttemptError> {
+) -> Result<Option<Gathered>, AttemptError> {
     let begun = Instant::now();
     let accelerator = &ctx.handle.clocks.source_accelerator;
     let effort = ctx.effort();
@@ -134,10 +137,16 @@ fn build(
     while !builder.is_full(plain_bytes) {
         let Some(mut ready) = queue.pop_front() else { break };
         let wanted = ready.wanted;
+        if !ctx.state.wants(&wanted) {
+            continue;
+        }
         let reader = ctx.reader(wanted.disk)?;
         let geometry = Geometry { disk_len: reader.len() };
         let chunk = wanted.page * PAGE_CHUNKS as u64 + wanted.position as u64;
         let data = &mut buffer[..geometry.chunk_len(chunk)];
+        if wanted.ahead {
+            ctx.handle.note(|session| note_ahead(session, geometry.chunk_len(chunk)));
+        }
         let start = geometry.chunk_range(chunk).start;
         let host = &ctx.handle.clocks.source_host;
         host.time(|| reader.read_at(start, data)).map_err(|e| ctx.read_problem(wanted.disk, &e))?;
@@ -161,6 +170,9 @@ fn build(
         }
         done.push((wanted, id));
     }
+    if done.is_empty() {
+        return Ok(None); // All of it was to go ahead, and turned out to be there.
+    }
     let prefix = accelerator.time(|| gather(ctx, &literals, &builder, plain_bytes, &effort));
     accelerator.time(|| keep(ctx, &literals, &builder));
     for (wanted, id) in done {
@@ -169,7 +181,7 @@ fn build(
             ctx.settle_page((wanted.disk, wanted.page), &whole.ids, false)?;
         }
     }
-    Ok(Gathered { builder, prefix, effort, took: begun.elapsed() })
+    Ok(Some(Gathered { builder, prefix, effort, took: begun.elapsed() }))
 }
 
 /// The blocks that resemble the batch's content and that the target has. None for chunks it asks for

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
+use super::ahead::{AheadPage, Answer};
 use crate::block::{ChunkId, PAGE_CHUNKS, PageHash};
 use crate::repository::manifest::PageTable;
 use crate::repository::source::Built;
@@ -18,25 +19,27 @@ pub type Ids = Box<[ChunkId; PAGE_CHUNKS]>;
 /// Disk and page.
 pub type PageKey = (u16, u64);
 
+/// Room for a page and its chunks; none for one that is open a second time.
+pub type OpenRoom = Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>;
+
 /// A page that was offered and is not on its way entirely.
 pub struct OpenOffer {
     /// Ids as read.
     pub ids: Ids,
-    /// Bit for each position that was offered.
-    pub offered: [u64; PAGE_CHUNKS / 64],
+    /// What was offered, and what of it goes ahead of the NEED.
+    pub ahead: AheadPage,
     /// Chunks still to be put into a batch; none before the NEED came.
     pub remaining: Option<usize>,
-    /// Room in the bounds of open pages and open chunks, held until the page is settled.
-    #[allow(dead_code)]
-    pub room: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+    /// Room in the bounds of open pages and open chunks, held until the page is settled and answered.
+    pub room: OpenRoom,
 }
 
 /// Where a NEED leads.
-pub enum Needed {
-    /// Nothing is to be sent: settle the page, then close it.
-    Nothing(Ids),
-    /// Something is.
-    Some,
+pub struct Needed {
+    /// Nothing of the page is still to be sent: settle it with these ids, then close it.
+    pub settle: Option<Ids>,
+    /// What it comes to for what was sent ahead, and for what is to be sent now.
+    pub answer: Answer,
 }
 
 /// A chunk to send.
@@ -50,11 +53,15 @@ pub struct Wanted {
     pub position: usize,
     /// A reference will not do: the target asked again.
     pub forced: bool,
+    /// The target has not asked for it yet.
+    pub ahead: bool,
 }
 
 struct Inner {
     tables: Vec<PageTable>,
     open: HashMap<PageKey, OpenOffer>,
+    /// Pages that are on their way entirely although their NEED has not come. They keep their room until then.
+    early: HashMap<PageKey, (AheadPage, OpenRoom)>,
     built: Built,
     scanned: Vec<u64>,
     scans_left: usize,
@@ -76,6 +83,7 @@ impl SourceState {
             inner: Mutex::new(Inner {
                 tables,
                 open: HashMap::new(),
+                early: HashMap::new(),
                 built,
                 scanned: vec![0; disks],
                 scans_left: 0,
@@ -93,6 +101,7 @@ impl SourceState {
     pub fn begin_attempt(&self, disks: usize) {
         let mut inner = self.lock();
         inner.open.clear();
+        inner.early.clear();
         inner.scans_left = disks;
         inner.sealing = false;
     }
@@ -129,19 +138,23 @@ impl SourceState {
         self.lock().open.insert(key, offer);
     }
 
-    /// The NEED of an open page came; a page with nothing to send has to be settled and then
-    /// [closed](Self::close). With it the positions that were offered and are not needed: the target has
-    /// them. `None`: the page is not open (the target asks again).
-    pub fn need(&self, key: PageKey, needed: &[usize]) -> Option<(Needed, Vec<usize>)> {
+    /// The first NEED of a page came. A page of which nothing is left to be sent has to be settled and then
+    /// [closed](Self::close). `None`: the target asks again.
+    pub fn need(&self, key: PageKey, needed: &[usize]) -> Option<Needed> {
         let mut inner = self.lock();
-        let offer = inner.open.get_mut(&key).filter(|offer| offer.remaining.is_none())?;
-        offer.remaining = Some(needed.len());
-        let mut known = offer.offered;
-        for position in needed.iter().filter(|position| **position < PAGE_CHUNKS) {
-            known[position / 64] &= !(1 << (position % 64));
+        if let Some((mut page, _room)) = inner.early.remove(&key) {
+            // Everything that was offered has been sent, so that only what was not offered could be missing.
+            return page.covers(needed).then(|| Needed { settle: None, answer: page.answer(needed) });
         }
-        let known = (0..PAGE_CHUNKS).filter(|n| known[n / 64] & (1 << (n % 64)) != 0).collect();
-        Some((if needed.is_empty() { Needed::Nothing(offer.ids.clone()) } else { Needed::Some }, known))
+        let offer = inner.open.get_mut(&key).filter(|offer| offer.remaining.is_none())?;
+        let answer = offer.ahead.answer(needed);
+        offer.remaining = Some(answer.remaining);
+        offer.ahead.take_torn(&answer, &mut offer.ids);
+        let settle = (answer.remaining == 0).then(|| offer.ids.clone());
+        if settle.is_none() && answer.missing.is_empty() {
+            self.quiet.notify_one(); // What is queued may be all there will be.
+        }
+        Some(Needed { settle, answer })
     }
 
     /// A page is settled and its room free again.
@@ -166,15 +179,37 @@ impl SourceState {
         self.lock().open.get(&key)?.ids.get(position).copied()
     }
 
+    /// False where a chunk that was to go ahead turned out to be at the target: it is not sent.
+    pub fn wants(&self, wanted: &Wanted) -> bool {
+        let key = (wanted.disk, wanted.page);
+        !wanted.ahead || self.lock().open.get(&key).is_some_and(|offer| offer.ahead.waits(wanted.position))
+    }
+
     /// A chunk went into a batch, with this content; gives the page back when it was its last.
     pub fn sent(&self, wanted: &Wanted, id: ChunkId) -> Option<OpenOffer> {
         let mut inner = self.lock();
         let key = (wanted.disk, wanted.page);
         let offer = inner.open.get_mut(&key)?;
-        offer.ids[wanted.position] = id;
-        let remaining = offer.remaining.as_mut()?;
-        *remaining = remaining.saturating_sub(1);
-        if *remaining == 0 { inner.open.remove(&key) } else { None }
+        let answered = offer.remaining.is_some();
+        if wanted.ahead && !offer.ahead.sent(wanted.position, id, answered, &offer.ids) {
+            return None; // It was not needed, and is with the page's known chunks.
+        }
+        let done = match &mut offer.remaining {
+            Some(remaining) => {
+                offer.ids[wanted.position] = id;
+                *remaining = remaining.saturating_sub(1);
+                *remaining == 0
+            }
+            None => offer.ahead.is_complete(),
+        };
+        if !done {
+            return None;
+        }
+        let mut offer = inner.open.remove(&key)?;
+        if !answered {
+            inner.early.insert(key, (offer.ahead.clone(), offer.room.take()));
+        }
+        Some(offer)
     }
 
     /// A disk was scanned up to this page.
@@ -205,10 +240,11 @@ impl SourceState {
         progress
     }
 
-    /// True where no scan goes on and every offer was answered.
+    /// True where no scan goes on and every offer was answered, or is on its way without an answer.
     pub fn nothing_outstanding(&self) -> bool {
         let inner = self.lock();
-        inner.scans_left == 0 && inner.open.values().all(|offer| offer.remaining.is_some())
+        let known = |offer: &OpenOffer| offer.remaining.is_some() || offer.ahead.is_all();
+        inner.scans_left == 0 && inner.open.values().all(known)
     }
 
     /// True where everything was scanned, every needed chunk is in a batch and no seal was asked for.
@@ -252,73 +288,5 @@ impl SentIds {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn state() -> SourceState {
-        let state = SourceState::new(vec![PageTable::new(100 << 26)], Built::new());
-        state.begin_attempt(1);
-        state
-    }
-
-    fn offer(state: &SourceState, page: u64) {
-        let ids = Box::new([ChunkId([page as u8 + 1; 32]); PAGE_CHUNKS]);
-        state.open((0, page), OpenOffer { ids, offered: [u64::MAX; 16], remaining: None, room: None });
-    }
-
-    #[test]
-    fn nothing_is_sealed_before_everything_is_on_its_way() {
-        let state = state();
-        offer(&state, 0);
-        offer(&state, 1);
-        state.scan_done(0, 2);
-        assert!(!state.nothing_outstanding() && !state.may_seal());
-        // Nothing is needed of page 0, but it is not settled yet.
-        let (needed, known) = state.need((0, 0), &[]).unwrap();
-        assert!(matches!(needed, Needed::Nothing(_)) && known.len() == PAGE_CHUNKS);
-        let (needed, known) = state.need((0, 1), &[0, 1]).unwrap();
-        assert!(matches!(needed, Needed::Some) && known == (2..PAGE_CHUNKS).collect::<Vec<_>>());
-        assert!(state.nothing_outstanding() && !state.may_seal());
-        state.close((0, 0));
-        let wanted = |position| Wanted { disk: 0, page: 1, position, forced: false };
-        assert!(state.sent(&wanted(0), ChunkId([2; 32])).is_none());
-        assert!(!state.may_seal());
-        assert!(state.sent(&wanted(1), ChunkId([2; 32])).is_some());
-        assert!(state.may_seal());
-        state.begin_seal();
-        assert!(!state.may_seal());
-        assert!(state.need((0, 1), &[0]).is_none(), "a page that is closed is asked for again");
-    }
-
-    proptest! {
-        #[test]
-        fn progress_is_the_first_page_that_is_not_on_its_way(
-            pages in prop::collection::btree_set(0u64..60, 1..30),
-            closed in prop::collection::vec(any::<prop::sample::Index>(), 0..30),
-        ) {
-            let state = state();
-            let mut open: Vec<u64> = pages.iter().copied().collect();
-            for page in &open {
-                offer(&state, *page);
-            }
-            state.scanned(0, 60);
-            for pick in closed {
-                if open.is_empty() {
-                    break;
-                }
-                state.close((0, open.remove(pick.index(open.len()))));
-                prop_assert_eq!(state.progress(), vec![open.first().copied().unwrap_or(60)]);
-            }
-        }
-
-        #[test]
-        fn sent_ids_forget_the_oldest_only(ids in prop::collection::vec(any::<u16>(), 1..400)) {
-            let short = |id: u16| crate::block::ShortId([(id >> 8) as u8; 16]);
-            let (mut sent, mut seen) = (SentIds::default(), HashSet::new());
-            for id in ids {
-                prop_assert_eq!(sent.seen(short(id)), !seen.insert(id >> 8));
-            }
-        }
-    }
-}
+#[path = "source_state_tests.rs"]
+mod tests;

@@ -14,11 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vbr_api::{Moment, name_is_valid};
 
+use super::learns::Learns;
 use super::point::PointWriter;
 use super::receive::{ReceiveError, Receiving, protocol};
 use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
 use crate::accelerator::resolve::Resolver;
+use crate::accelerator::shared_filter::SharedSets;
 use crate::block::ChunkSource;
 use crate::error::Problem;
 use crate::limits::{DISK_BYTES_MAX, DISKS_MAX, TARGET_SESSIONS_MAX};
@@ -29,8 +31,8 @@ use crate::wire::{Incoming, PeerRecord, SessionChannel, SessionReceiver, Session
 /// How long a new channel waits for the end of the one it replaces.
 const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often the index of blocks is saved.
-const BLOCKS_SAVE_INTERVAL: Duration = Duration::from_secs(600);
+/// How often the index of blocks and the sets of shared chunks are saved.
+const SAVE_INTERVAL: Duration = Duration::from_secs(600);
 
 struct Active {
     abort: CancellationToken,
@@ -42,6 +44,7 @@ pub struct TargetService {
     pub(super) datastores: Arc<Datastores>,
     pub(super) cache: Arc<GlobalCache>,
     blocks: Arc<BlockIndex>,
+    pub(super) shared: Arc<SharedSets>,
     /// Restore points younger than this are kept whatever a source asks.
     min_age: Mutex<Duration>,
     active: Mutex<HashMap<[u8; 16], Active>>,
@@ -56,6 +59,7 @@ impl TargetService {
         datastores: Arc<Datastores>,
         cache: Arc<GlobalCache>,
         blocks: Arc<BlockIndex>,
+        shared: Arc<SharedSets>,
         min_age: Duration,
         tasks: TaskTracker,
         stop: CancellationToken,
@@ -64,6 +68,7 @@ impl TargetService {
             datastores,
             cache,
             blocks,
+            shared,
             min_age: Mutex::new(min_age),
             active: Mutex::new(HashMap::new()),
             slots: Arc::new(Semaphore::new(TARGET_SESSIONS_MAX)),
@@ -105,13 +110,13 @@ impl TargetService {
         }
     }
 
-    /// Saves the index of blocks now and then, and when the appliance stops with much that is new: it is
-    /// written whole, and a stop must not wait for a slow disk. What is forgotten costs bytes.
-    pub async fn tend_blocks(self: Arc<Self>, path: PathBuf) {
+    /// Saves the index of blocks and the sets of shared chunks now and then, and when the appliance stops with
+    /// much that is new: they are written whole, and a stop must not wait for a slow disk. What is forgotten costs bytes.
+    pub async fn tend_indexes(self: Arc<Self>, path: PathBuf) {
         let mut saved = self.blocks.stats().entries;
         loop {
             let stopped = tokio::select! {
-                () = tokio::time::sleep(BLOCKS_SAVE_INTERVAL) => false,
+                () = tokio::time::sleep(SAVE_INTERVAL) => false,
                 () = self.stop.cancelled() => true,
             };
             let stats = self.blocks.stats();
@@ -124,6 +129,8 @@ impl TargetService {
                     tracing::warn!(%error, "the index of blocks cannot be saved; it stays in memory");
                 }
             }
+            let shared = self.shared.clone();
+            let _ = tokio::task::spawn_blocking(move || shared.save(stopped)).await;
             if stopped {
                 return;
             }
@@ -183,7 +190,10 @@ impl TargetService {
         let points: Arc<dyn ChunkSource> = self.datastores.clone();
         let resolver = Resolver::new(self.cache.clone(), points, peer.domain_key.clone());
         let (key, blocks) = (peer.domain_key.clone(), self.blocks.clone());
-        let writer = PointWriter::new(building.clone(), self.cache.clone(), resolver, key, blocks);
+        let (shared, tag) = (self.shared.clone(), key.tag());
+        let shared = blocking(move || Ok(shared.of(tag))).await?;
+        let learns = Learns::new(shared, &peer.peer_id);
+        let writer = PointWriter::new(building.clone(), self.cache.clone(), resolver, key, blocks, learns);
         let abort = lease.abort.clone();
         let receiving = Receiving::new(writer, building, self.cache.clone(), sender.clone(), abort);
         let point = match receiving.run(receiver).await {

@@ -19,6 +19,7 @@ use super::state_dir::{StateDir, private_dir};
 use crate::accelerator::anchors::AnchorStore;
 use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
+use crate::accelerator::shared_filter::{SharedFilters, SharedSets};
 use crate::config::{Config, Congestion, Overrides, Transport};
 use crate::control::{self, Api};
 use crate::database::Database;
@@ -51,6 +52,7 @@ struct Stores {
     cache: Arc<GlobalCache>,
     anchors: Arc<AnchorStore>,
     blocks: Arc<BlockIndex>,
+    shared: Arc<SharedSets>,
     datastores: Arc<Datastores>,
     hosts: Arc<HostRegistry>,
 }
@@ -76,12 +78,13 @@ impl Appliance {
             stores.datastores.clone(),
             stores.cache.clone(),
             stores.blocks.clone(),
+            stores.shared.clone(),
             config.retention_min_age,
             tasks.clone(),
             stop.clone(),
         );
         tasks.spawn(target.clone().serve(incoming));
-        tasks.spawn(target.clone().tend_blocks(stores.state.join("blocks")));
+        tasks.spawn(target.clone().tend_indexes(stores.state.join("blocks")));
         let (indexer, stopping) = (target.clone(), stop.clone());
         tasks.spawn_blocking(move || indexer.index_missing(&|| stopping.is_cancelled()));
         let jobs = {
@@ -91,6 +94,7 @@ impl Appliance {
             let source = SourceStores {
                 repository: Arc::new(SourceRepository::new(database.clone())),
                 anchors: stores.anchors.clone(),
+                filters: Arc::new(SharedFilters::new(stores.state.join("filters"))),
                 cache: stores.cache.clone(),
                 keep_sent: config.accelerator.keep_sent,
             };
@@ -104,6 +108,7 @@ impl Appliance {
             jobs: jobs.clone(),
             stores: stores.datastores.clone(),
             cache: stores.cache.clone(),
+            shared: stores.shared.clone(),
             database: stores.database.clone(),
             started_at: Moment::now(),
         });
@@ -259,7 +264,8 @@ fn open_stores(state: StateDir, config: &Config) -> Result<Stores, Problem> {
         tracing::info!(%why, "the index of blocks begins empty");
     }
     let (anchors, blocks) = (Arc::new(anchors), Arc::new(blocks));
-    Ok(Stores { state, database, cache, anchors, blocks, datastores, hosts: Arc::new(hosts) })
+    let shared = Arc::new(SharedSets::new(state.join("shared")));
+    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts: Arc::new(hosts) })
 }
 
 fn database_problem(error: &crate::database::DatabaseError) -> Problem {

@@ -6,6 +6,7 @@ use vbr_api::{CacheStats, ConfigView, Moment, Status, Warning};
 
 use super::appliance::lock;
 use crate::accelerator::global_cache::GlobalCache;
+use crate::accelerator::shared_filter::SharedSets;
 use crate::config::Config;
 use crate::control::SiteOrders;
 use crate::database::Database;
@@ -26,6 +27,8 @@ pub struct SiteParts {
     pub stores: Arc<Datastores>,
     /// The global cache.
     pub cache: Arc<GlobalCache>,
+    /// Which chunks came from two branches or more.
+    pub shared: Arc<SharedSets>,
     /// The database.
     pub database: Arc<Database>,
     /// When this vbrd started.
@@ -87,6 +90,11 @@ impl SiteOrders for Site {
     }
 
     fn cache(&self) -> Result<CacheStats, Problem> {
-        Ok(self.parts.cache.stats())
+        let shared = self.parts.shared.stats();
+        Ok(CacheStats {
+            shared_chunks: shared.iter().map(|set| set.keys).sum(),
+            shared_filter_bytes: shared.iter().map(|set| set.filter_bytes).sum(),
+            ..self.parts.cache.stats()
+        })
     }
 }

@@ -86,7 +86,7 @@ impl Driver {
     }
 
     fn grow(&mut self, peer: PeerId, list: &[Arc<Link>], now: Instant) {
-        if !list.iter().all(|link| link.bundles) {
+        if !list.iter().all(|link| link.can_bundle()) {
             return;
         }
         let seen = observe(list, self.parts.rate_bps);

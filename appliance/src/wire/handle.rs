@@ -308,6 +308,14 @@ impl Wire {
         self.link(self.paired(peer_id)?, CONNECT_WAIT).await?.request(&request).await
     }
 
+    /// True where a link to this peer is up and both sides have this [`capability`](super::capability).
+    pub fn peer_can(&self, peer_id: &str, capability: u64) -> bool {
+        let Ok(peer) = self.paired(peer_id) else { return false };
+        let links = self.inner.links.borrow();
+        let link = links.get(&peer).and_then(|list| preferred(list, &self.inner.own));
+        link.is_some_and(|link| link.capabilities & capability != 0)
+    }
+
     fn paired(&self, peer_id: &str) -> Result<PeerId, WireError> {
         let peer = peer_id.parse().ok().filter(|peer| self.inner.gate.book.is_paired(peer));
         peer.ok_or_else(|| WireError::NotPaired { peer: peer_id.to_owned() })

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::accounting::ConnectionCounters;
 use super::bundle::Bundles;
+use super::capability;
 use super::channel::Channel;
 use super::control::{self, Requests};
 use super::driver::Order;
@@ -28,7 +29,7 @@ use super::message::{Request, Response, pack};
 use super::mux::Mux;
 use super::peers::PeerBook;
 use super::scheduler::Outgoing;
-use super::stream::{CAPABILITY_BUNDLES, FrameReader, Hello, Outbox, hear_hello, say_hello};
+use super::stream::{FrameReader, Hello, Outbox, hear_hello, say_hello};
 use super::{CONTROL_PROTOCOL, DATA_PROTOCOL, Incoming, WireError};
 use crate::limits::CONTROL_BYTES_MAX;
 
@@ -100,8 +101,8 @@ pub struct Link {
     pub context: Arc<Context>,
     /// Since when.
     pub since: Instant,
-    /// Both sides can run a session over several links.
-    pub bundles: bool,
+    /// Capabilities of both sides.
+    pub capabilities: u64,
     mux: Arc<Mux>,
     requests: Requests,
 }
@@ -123,6 +124,11 @@ impl Link {
         self.mux.outbox().bulk_waits() || accepted.is_some_and(|mux| mux.outbox().bulk_waits())
     }
 
+    /// Both sides can run a session over several links.
+    pub fn can_bundle(&self) -> bool {
+        self.capabilities & capability::BUNDLES != 0
+    }
+
     /// True where the kernel says that its congestion control is not BBR. QUIC does not say.
     pub fn is_loss_based(&self) -> bool {
         let congestion = self.context.counters.probe.as_ref().and_then(|probe| probe.congestion());
@@ -131,7 +137,7 @@ impl Link {
 
     /// A channel on our data stream: one that can grow over further links where they may be needed.
     pub fn open_session(&self) -> Result<super::SessionChannel, WireError> {
-        if !self.bundles || !self.is_loss_based() {
+        if !self.can_bundle() || !self.is_loss_based() {
             return self.mux.open();
         }
         let mut name = [0; 16];
@@ -142,7 +148,7 @@ impl Link {
     /// Has a bundle of ours use this link as well.
     pub fn carry(&self, channel: &Arc<Channel>) {
         let is_on = channel.bundle().is_some_and(|bundle| bundle.is_on(&self.mux));
-        if self.bundles
+        if self.can_bundle()
             && !is_on
             && let Err(error) = self.mux.join(channel)
         {
@@ -207,13 +213,14 @@ async fn drive(context: &Arc<Context>, inbound: Option<Stream>) -> Result<(), St
     };
     let hello = hello.map_err(|error| format!("no hello: {error}"))?;
     tracing::debug!(peer = %context.peer, site = %hello.site, software = %hello.software, "hello");
-    let bundles = context.hello.agrees(&hello, CAPABILITY_BUNDLES);
 
     let mux = open_data(context).await?;
     let outbox = Arc::new(Outbox::new());
     let first = if context.dialled { 1 } else { 2 };
     let (requests, pending) = Requests::new(outbox.clone(), first);
-    let link = Link { context: context.clone(), since: Instant::now(), bundles, mux: mux.clone(), requests };
+    let capabilities = context.hello.shared(&hello);
+    let since = Instant::now();
+    let link = Link { context: context.clone(), since, capabilities, mux: mux.clone(), requests };
     let up = context.driver.send(Order::LinkUp(Arc::new(link))).await;
     up.map_err(|_| "vbrd is stopping".to_owned())?;
 

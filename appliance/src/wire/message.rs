@@ -23,6 +23,9 @@
 //! time before `Sealed` (a chunk it was told to copy went bad); the source answers from its snapshot,
 //! without bases.
 //!
+//! A source may also send a chunk ahead of the NEED, after its OFFER; the target takes it where it is missing and
+//! ignores it where it is not. NEED names it all the same, and Seal may come before that NEED went out.
+//!
 //! A prefix is made of what the target is known to have: blocks of the base restore point (both named it
 //! at `Open`), of what was sent or resolved earlier in this stream, of chunks it confirmed in `Held`, and
 //! blocks of the needed chunks themselves that it said it knows. Every chunk of such a batch is checked
@@ -34,7 +37,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use super::encoding::{DecodeError, kind, pack, unpack};
-pub use super::requests::{BuildingState, Bytes32Page, ReplicaState, Request, Response, SealedState};
+pub use super::requests::{
+    BuildingState, Bytes32Page, FilterCursor, ReplicaState, Request, Response, SealedState,
+};
 
 use crate::block::{Root, ShortId};
 use crate::error::Problem;

@@ -39,6 +39,7 @@
 //! |---|---|---|
 //! | 0 | | |
 //! | 1 | bit 0: bundles | BUNDLE_OPEN, BUNDLE_JOIN, PIECE, LINKS_WANTED |
+//! | 1 | bit 1: shared filter | the request for the filter of shared chunks; chunks sent ahead of their NEED |
 //!
 //! # Frames
 //!
@@ -124,6 +125,16 @@
 //! `driver` owns the swarm and what changes with connections; `link` a connection's streams;
 //! `mux` the channels of a stream; `bundle` what several streams carry together; [`peers`] the files.
 //! Tasks run in the tracker given to [`Wire::start`] and end with its token.
+
+/// Capability bits of the Hello.
+pub mod capability {
+    /// A session may run over several links, and either side may ask for more of them.
+    pub const BUNDLES: u64 = 1;
+    /// Answers [`Request::SharedFilter`](super::message::Request::SharedFilter), and takes chunks that it did not ask for.
+    pub const SHARED_FILTER: u64 = 2;
+    /// All of ours.
+    pub const ALL: u64 = BUNDLES | SHARED_FILTER;
+}
 
 pub mod accounting;
 mod behaviour;

@@ -54,6 +54,27 @@ pub enum Request {
         /// Session id.
         session: String,
     },
+    /// What the asking site lacks of the filter of its domain's shared chunks, or the next piece of it. Only
+    /// to a site with the capability (see [`capability`](crate::wire::capability)).
+    SharedFilter {
+        /// How far it has got; none without a filter.
+        cursor: Option<FilterCursor>,
+        /// What it will take, in bytes, until it is up to date.
+        bytes_max: u64,
+    },
+}
+
+/// How far a source has got with the filter of shared chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterCursor {
+    /// Of the filter.
+    pub epoch: u64,
+    /// Keys that it has (or, while parts come, will have).
+    pub position: u32,
+    /// The target's sum over these keys; told back unchanged.
+    pub check: u64,
+    /// Bytes of the whole filter that have come; none once it is complete.
+    pub part: Option<u32>,
 }
 
 /// The answer to a [`Request`].
@@ -73,6 +94,9 @@ pub enum Response {
     WouldRetire(Vec<String>),
     Done,
     Problem(Problem),
+    /// A packed delta of the filter; none where it would take more bytes than the question allows, or where
+    /// there is no filter.
+    SharedFilter(Option<Vec<u8>>),
 }
 
 /// A page of ids as bytes.
@@ -107,4 +131,38 @@ pub struct BuildingState {
     pub snapshot_identity: String,
     /// Durable cursor of each disk.
     pub cursors: Vec<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::message::{pack, unpack};
+
+    fn golden<T>(value: &T, hex: &str)
+    where
+        T: Serialize + for<'a> Deserialize<'a> + PartialEq + std::fmt::Debug,
+    {
+        let bytes = pack(value);
+        assert_eq!(data_encoding::HEXLOWER.encode(&bytes), hex);
+        assert_eq!(unpack::<T>(0, &bytes).as_ref(), Ok(value));
+    }
+
+    /// Numbers of the variants never change: a new one goes to the end.
+    #[test]
+    fn golden_requests() {
+        golden(&Request::ReplicaState { replica: "web".into() }, "0003776562");
+        golden(&Request::Known { ids: vec![ShortId([7; 16])] }, "030107070707070707070707070707070707");
+        golden(&Request::Discard { replica: "a".into(), session: "b".into() }, "0501610162");
+        golden(&Request::SharedFilter { cursor: None, bytes_max: 300 }, "0600ac02");
+        let cursor = FilterCursor { epoch: 5, position: 6, check: 7, part: Some(8) };
+        golden(&Request::SharedFilter { cursor: Some(cursor), bytes_max: 1 }, "0601050607010801");
+    }
+
+    #[test]
+    fn golden_responses() {
+        golden(&Response::Known(vec![0x80]), "030180");
+        golden(&Response::Done, "05");
+        golden(&Response::SharedFilter(None), "0700");
+        golden(&Response::SharedFilter(Some(vec![1, 2])), "0701020102");
+    }
 }

@@ -52,15 +52,12 @@ pub enum StreamError {
     Closed,
 }
 
-/// A session may run over several links, and either side may ask for more of them.
-pub const CAPABILITY_BUNDLES: u64 = 1;
-
 /// The first frame of every stream, and the answer to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// Minor version; grows with additions that an older peer can ignore.
     pub minor: u16,
-    /// Capability bits, see [`CAPABILITY_BUNDLES`]. A bit counts where both sides set it.
+    /// Bits of [`capability`](super::capability). A bit counts where both sides set it.
     pub capabilities: u64,
     /// The sender's site name.
     pub site: String,
@@ -72,14 +69,12 @@ impl Hello {
     /// Ours.
     pub fn new(site: &str) -> Self {
         let software = env!("CARGO_PKG_VERSION").to_owned();
-        Self { minor: 1, capabilities: CAPABILITY_BUNDLES, site: site.to_owned(), software }
+        Self { minor: 1, capabilities: super::capability::ALL, site: site.to_owned(), software }
     }
-}
 
-impl Hello {
-    /// True where both sides set this bit.
-    pub fn agrees(&self, other: &Self, capability: u64) -> bool {
-        self.capabilities & other.capabilities & capability != 0
+    /// The capabilities of both sides.
+    pub fn shared(&self, other: &Self) -> u64 {
+        self.capabilities & other.capabilities
     }
 }
 

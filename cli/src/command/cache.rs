@@ -46,6 +46,14 @@ fn facts(stats: &CacheStats, _: &View) -> String {
         .add("Chunks", format!("{} in {}", stats.chunks, human::count(stats.packs, "pack")))
         .add("On disks", format!("{} chunk locations in restore points", stats.disk_locations))
         .add(
+            "Shared",
+            format!(
+                "{} chunks of two branches or more, in a filter of {}",
+                stats.shared_chunks,
+                human::size(stats.shared_filter_bytes)
+            ),
+        )
+        .add(
             "Lookups",
             format!("{}, {} hits ({})", stats.lookups, stats.hits, share(stats.hits, stats.lookups)),
         )

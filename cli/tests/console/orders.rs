@@ -19,6 +19,9 @@ pub fn healthy(request: &Request) -> Answer {
         "GET /v1/jobs/web/plan" => ok(
             r#"{"schema":1,"job":"web","mode":"incremental","virtual_bytes":10737418240,"read_bytes":10737418240,"changed_bytes":268435456,"zero_bytes":0,"known_bytes":167772160,"unseen_bytes":100663296,"send_bytes":41943040,"duration_ms":42000,"retires":["20261101t000000z-0001"]}"#,
         ),
+        "GET /v1/jobs/big/plan" => ok(
+            r#"{"schema":1,"job":"big","mode":"incremental","virtual_bytes":1099511627776,"read_bytes":1099511627776,"changed_bytes":536870912000,"zero_bytes":0,"known_bytes":107374182400,"known_error_bytes":2147483648,"known_from":"estimated","unseen_bytes":429496729600,"send_bytes":214748364800,"duration_ms":null,"retires":[]}"#,
+        ),
         "DELETE /v1/jobs/web" => Answer::Json(204, String::new()),
         "GET /v1/hosts" => list(r#"{"name":"local","driver":"disk","directories":["/srv/vm"]}"#.into()),
         "POST /v1/hosts" => Answer::Json(201, r#"{"schema":1,"name":"lab","driver":"disk","directories":[]}"#.into()),
@@ -112,6 +115,15 @@ fn usage_errors_are_two_in_both_forms() {
         assert_eq!(error["error"]["code"], "usage", "{words:?}");
     }
     assert!(fake.seen.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_plan_says_whether_it_was_estimated() {
+    let fake = Fake::start(healthy);
+    let exact = fake.run(&["job", "plan", "web"]);
+    assert!(exact.out.contains("160 MiB, need not be sent") && !exact.out.contains("estimated"), "{exact:?}");
+    let run = fake.run(&["job", "plan", "big"]);
+    assert!(run.out.contains("estimated from a sample, give or take 2.0 GiB"), "{run:?}");
 }
 
 #[test]

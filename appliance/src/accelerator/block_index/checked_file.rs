@@ -13,7 +13,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const SUM_BYTES: u64 = 32;
@@ -102,6 +102,11 @@ impl Drop for Writer {
         // After the rename there is nothing of that name; otherwise half a file of no use.
         let _ = fs::remove_file(&self.temporary);
     }
+}
+
+/// Makes a directory for such files, for us alone, where it is missing.
+pub(in crate::accelerator) fn private_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Reads a file piece by piece.

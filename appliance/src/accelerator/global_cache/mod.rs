@@ -358,6 +358,7 @@ impl GlobalCache {
             footer_hits: counters.footer_hits.load(Relaxed),
             footer_misses: counters.footer_misses.load(Relaxed),
             disk_locations,
+            ..CacheStats::default()
         }
     }
 

@@ -25,9 +25,9 @@ pub(super) fn catch_up(set: &SharedSet, filter: &mut SharedFilter) -> Vec<Delta>
     loop {
         let delta = set.delta(filter.cursor());
         // As the wire does.
-        let sent = postcard::to_stdvec(&delta).unwrap();
+        let sent = delta.pack();
         assert!(sent.len() < PART_BYTES_MAX + 100);
-        filter.apply(&postcard::from_bytes(&sent).unwrap()).unwrap();
+        filter.apply(&Delta::unpack(&sent).unwrap()).unwrap();
         let more = delta.more;
         deltas.push(delta);
         if !more {
@@ -64,6 +64,21 @@ fn a_source_without_a_filter_asks() {
     let filter = SharedFilter::default();
     assert!(filter.may_contain(id(1)) && !filter.is_loaded());
     assert_eq!((filter.cursor(), filter.false_positive_rate(), filter.memory_bytes()), (None, None, 0));
+}
+
+#[test]
+fn a_filter_of_few_keys_costs_little() {
+    let set = SharedSet::new(FIRST_BYTES, SEED);
+    let cost = |set: &SharedSet| set.delta(None).cost(set.delta(None).pack().len());
+    assert!(cost(&set) < 200, "an empty one: {}", cost(&set));
+    (0..1000).for_each(|n| share(&set, n));
+    assert!(cost(&set) < 13_000, "a thousand keys: {}", cost(&set));
+    let grown = SharedSet::new(8 << 20, SEED);
+    (0..70_000).for_each(|n| share(&grown, n));
+    assert!((200_000..240_000).contains(&cost(&grown)), "both parts: {}", cost(&grown));
+    assert!(Delta::unpack(b"no frame").is_err());
+    let bomb = zstd::bulk::compress(&vec![0; 2 * DELTA_BYTES_MAX], 3).unwrap();
+    assert!(Delta::unpack(&bomb).is_err(), "its plain size is bounded");
 }
 
 #[test]

@@ -97,7 +97,7 @@ pub fn plan(plan: &Plan, _: &View) -> String {
             "Changed",
             format!("{} ({} of it zero)", human::size(plan.changed_bytes), human::size(plan.zero_bytes)),
         )
-        .add("Known there", format!("{}, need not be sent", human::size(plan.known_bytes)))
+        .add("Known there", known(plan))
         .add("Unseen", human::size(plan.unseen_bytes))
         .add("Would send", format!("about {}", human::size(plan.send_bytes)))
         .add(
@@ -107,6 +107,17 @@ pub fn plan(plan: &Plan, _: &View) -> String {
         )
         .add_all("Would retire", plan.retires.iter().cloned());
     facts.finish()
+}
+
+fn known(plan: &Plan) -> String {
+    let known = human::size(plan.known_bytes);
+    match plan.known_from.as_str() {
+        "estimated" => {
+            let error = human::size(plan.known_error_bytes);
+            format!("about {known} (estimated from a sample, give or take {error}), need not be sent")
+        }
+        _ => format!("{known}, need not be sent"),
+    }
 }
 
 fn source(job: &Job) -> String {
