@@ -144,6 +144,12 @@ impl Sequence {
 
     /// The session ends; one that failed over a loss in its midst is run once more, and succeeds.
     fn wait(&mut self, job: &str) -> Result<()> {
+        if self.world.last_session(job)?.is_none() {
+            // It was forgotten with the source's database: the job is run anew.
+            self.told.push("   forgotten".into());
+            self.world.wait_connected(Duration::from_secs(60))?;
+            return self.world.run_within(job, NEVER_A_HANG).map(drop);
+        }
         let session = self.world.wait_over_within(job, NEVER_A_HANG)?;
         if session.state == SessionState::Succeeded {
             return Ok(());

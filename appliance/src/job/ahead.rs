@@ -215,12 +215,12 @@ impl Gate {
     }
 }
 
-/// The gates of all jobs, over their sessions.
+/// The gates of all jobs, over their sessions; forgotten with a restart.
 #[derive(Default)]
 pub struct Gates(Mutex<BTreeMap<String, Gate>>);
 
 impl Gates {
-    /// The gate of a job, and of all others where there are no such jobs any more.
+    /// The gate of a job; shut where nothing is remembered.
     pub fn of(&self, job: &str) -> Gate {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(job).copied().unwrap_or_default()
     }

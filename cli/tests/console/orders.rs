@@ -121,7 +121,10 @@ fn usage_errors_are_two_in_both_forms() {
 fn a_plan_says_whether_it_was_estimated() {
     let fake = Fake::start(healthy);
     let exact = fake.run(&["job", "plan", "web"]);
-    assert!(exact.out.contains("160 MiB, need not be sent") && !exact.out.contains("estimated"), "{exact:?}");
+    assert!(
+        exact.out.contains("160.0 MiB, need not be sent") && !exact.out.contains("estimated"),
+        "{exact:?}"
+    );
     let run = fake.run(&["job", "plan", "big"]);
     assert!(run.out.contains("estimated from a sample, give or take 2.0 GiB"), "{run:?}");
 }

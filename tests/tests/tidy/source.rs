@@ -26,7 +26,9 @@ impl Source {
     /// Test files are tests as a whole: `tests.rs`, `tests_mount.rs`, `source_tests.rs`, whole suites.
     pub fn is_test_file(&self) -> bool {
         let stem = self.name.rsplit('/').next().unwrap_or_default().trim_end_matches(".rs");
-        let suite = self.name.contains("/tests/") && !self.name.starts_with("tests/src/");
+        let inside = |dir| self.name.contains(dir);
+        let suite = inside("/tests/") || inside("/tests_mount/");
+        let suite = suite && !self.name.starts_with("tests/src/");
         suite || stem == "tests" || stem.starts_with("tests_") || stem.ends_with("_tests")
     }
 
