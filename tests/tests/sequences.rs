@@ -108,7 +108,7 @@ impl Sequence {
         let disks = ["a", "b"].map(|job| (job, world.path(&format!("{job}.img"))));
         for (n, (job, image)) in disks.iter().enumerate() {
             disk::mixed(image, LENGTHS[(seed as usize + n) % LENGTHS.len()], seed * 10 + n as u64)?;
-            world.job_keeping(job, image, 3)?;
+            world.job(job, image)?;
         }
         Ok(Self { world, random: Seeded::new(seed), seed, disks, told: Vec::new() })
     }
