@@ -44,7 +44,9 @@ const BACKLOG_BYTES: f64 = 4.0 * 1024.0 * 1024.0;
 /// Of what is on its way, this long is already past the sender: a round trip and a commit.
 const PAST_SECONDS: f64 = 0.2;
 /// The share of the time until the line runs dry that a batch may take: what it takes is an estimate.
-const OF_THE_TIME: f64 = 0.6;
+const OF_THE_TIME: f64 = 0.5;
+/// Batches that are made at once: each of them takes so many times its share of the work.
+const AT_ONCE: f64 = 2.0;
 /// Batches before the first decision: the very first ones are slow (memory is new, caches are cold).
 const BATCHES_FIRST: u32 = 3;
 /// Batches after which what a tier put out is forgotten, so that it is tried again.
@@ -153,6 +155,8 @@ pub struct Controller {
     unwaited: usize,
     /// Stored bytes that have not crossed, at least.
     backlog: f64,
+    /// A tier that could not be kept up, while its batch is being made (one at a time), and when it was chosen.
+    harder: Option<(usize, u32)>,
     /// Batches made.
     batches: u32,
 }
@@ -170,6 +174,7 @@ impl Default for Controller {
             raw: false,
             unwaited: 0,
             backlog: 0.0,
+            harder: None,
             batches: 0,
         }
     }
@@ -216,6 +221,9 @@ impl Controller {
         let plain = made.plain as f64;
         let (work, waited) = (made.work.as_secs_f64().max(1e-6), made.waited.as_secs_f64());
         let tier = made.tier.min(TIERS.len() - 1);
+        // Forgotten after some batches: what was chosen may not have come to a batch.
+        let batches = self.batches;
+        self.harder = self.harder.filter(|(harder, at)| *harder != tier && batches < at + 2 * AT_ONCE as u32);
         let smooth = |old: f64, new: f64| old + NEW * (new - old);
         let older = |(value, age): (f64, u32)| Some((value, age + 1)).filter(|(_, age)| *age < FORGET_AFTER);
         self.work.iter_mut().for_each(|slot| *slot = slot.and_then(older));
@@ -264,9 +272,11 @@ impl Controller {
         let time = (self.backlog / line - PAST_SECONDS) * OF_THE_TIME;
         let ready = |tier: &usize| {
             let plain = self.plain_bytes(*tier) as f64;
-            self.stored(*tier) < self.stored(kept_up) && self.seconds(*tier) * plain <= time
+            self.stored(*tier) < self.stored(kept_up) && self.seconds(*tier) * plain * AT_ONCE <= time
         };
-        let harder = (kept_up + 1..TIERS.len().min(known + 2)).rev().find(ready).filter(|_| self.waits);
+        let may = self.waits && self.harder.is_none();
+        let harder = (kept_up + 1..TIERS.len().min(known + 2)).rev().find(ready).filter(|_| may);
+        self.harder = self.harder.or(harder.map(|harder| (harder, self.batches)));
         self.tier = harder.unwrap_or(kept_up);
     }
 
