@@ -45,8 +45,6 @@ const BACKLOG_BYTES: f64 = 4.0 * 1024.0 * 1024.0;
 const PAST_SECONDS: f64 = 0.2;
 /// The share of the time until the line runs dry that a batch may take: what it takes is an estimate.
 const OF_THE_TIME: f64 = 0.5;
-/// Batches that are made at once: each of them takes so many times its share of the work.
-const AT_ONCE: f64 = 2.0;
 /// Batches before the first decision: the very first ones are slow (memory is new, caches are cold).
 const BATCHES_FIRST: u32 = 3;
 /// Batches after which what a tier put out is forgotten, so that it is tried again.
@@ -128,12 +126,10 @@ pub struct Made {
     pub stored: usize,
     /// What it would have come to at the first tier, from pieces.
     pub sampled: usize,
-    /// Time it took, shared out where several were made at once.
+    /// Time it took.
     pub work: Duration,
     /// Time until the queue took it.
     pub waited: Duration,
-    /// Time since the queue took the one before.
-    pub cycle: Duration,
 }
 
 /// Chooses the effort for each batch of one session.
@@ -223,7 +219,7 @@ impl Controller {
         let tier = made.tier.min(TIERS.len() - 1);
         // Forgotten after some batches: what was chosen may not have come to a batch.
         let batches = self.batches;
-        self.harder = self.harder.filter(|(harder, at)| *harder != tier && batches < at + 2 * AT_ONCE as u32);
+        self.harder = self.harder.filter(|(harder, at)| *harder != tier && batches < at + 4);
         let smooth = |old: f64, new: f64| old + NEW * (new - old);
         let older = |(value, age): (f64, u32)| Some((value, age + 1)).filter(|(_, age)| *age < FORGET_AFTER);
         self.work.iter_mut().for_each(|slot| *slot = slot.and_then(older));
@@ -238,7 +234,7 @@ impl Controller {
             let gain = made.stored as f64 / without / TIERS[tier].prior.1;
             self.gain = Some((self.gain.map_or(gain, |(old, _)| smooth(old, gain)), 0));
         }
-        let cycle = made.cycle.as_secs_f64().max(waited).max(1e-6);
+        let cycle = work + waited;
         if waited > 0.15 * cycle {
             // The queue was full all the while: this much crossed the line in this time.
             let line = made.stored as f64 / cycle;
@@ -272,7 +268,7 @@ impl Controller {
         let time = (self.backlog / line - PAST_SECONDS) * OF_THE_TIME;
         let ready = |tier: &usize| {
             let plain = self.plain_bytes(*tier) as f64;
-            self.stored(*tier) < self.stored(kept_up) && self.seconds(*tier) * plain * AT_ONCE <= time
+            self.stored(*tier) < self.stored(kept_up) && self.seconds(*tier) * plain <= time
         };
         let may = self.waits && self.harder.is_none();
         let harder = (kept_up + 1..TIERS.len().min(known + 2)).rev().find(ready).filter(|_| may);
@@ -344,7 +340,6 @@ mod tests {
                 sampled,
                 work: work_time,
                 waited: waited_time,
-                cycle: work_time + waited_time,
             });
             if n >= 300 {
                 last.push(tier);
@@ -400,16 +395,9 @@ mod tests {
         let mut controller = Controller::default();
         for _ in 0..60 {
             let (work, waited) = (Duration::from_millis(10), Duration::from_millis(100));
-            let (bytes, cycle) = (1 << 20, work + waited);
-            let made = Made {
-                tier: controller.tier,
-                plain: bytes,
-                stored: bytes,
-                sampled: bytes,
-                work,
-                waited,
-                cycle,
-            };
+            let bytes = 1 << 20;
+            let made =
+                Made { tier: controller.tier, plain: bytes, stored: bytes, sampled: bytes, work, waited };
             controller.made(made);
         }
         assert!(controller.batch_bytes() < PLAIN_BYTES_MIN * 5 / 4);

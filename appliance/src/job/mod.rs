@@ -17,7 +17,6 @@ mod free;
 mod held;
 mod learns;
 mod manager;
-mod pack;
 mod parts;
 mod plan;
 mod point;

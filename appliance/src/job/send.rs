@@ -3,8 +3,8 @@
 //! The batcher re-reads each needed chunk from the snapshot and hashes it again: content that is not
 //! what was offered means that the disk changed under us. It gathers the bases that the chunks' anchors
 //! lead to, by now including what this session has sent, and compresses with as much effort as the
-//! line leaves time for (`pack`). Bounds: one batch ahead of the one that waits for credit, besides
-//! those that are being packed; [`CREDIT_BYTES`] of payload that is not durable at the target.
+//! line leaves time for. Bounds: one batch compressed ahead of the one that waits for credit;
+//! [`CREDIT_BYTES`] of payload that is not durable at the target.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,14 +15,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use super::ahead::note_ahead;
-use super::pack::{Gathered, Packer};
 use super::prepare::{Ready, anchors_of, block_of};
 use super::replicate::{AttemptError, Credit, Replication};
 use super::source_state::SentIds;
 use crate::accelerator::batch::{BatchBuilder, Prefix};
-use crate::accelerator::effort::Effort;
+use crate::accelerator::effort::{Effort, Made};
 use crate::accelerator::prefix;
 use crate::block::{CHUNK_BYTES, ChunkId, Geometry, PAGE_CHUNKS};
+use crate::error::Problem;
 use crate::limits::{BATCH_WAIT, CREDIT_BYTES};
 use crate::wire::SessionSender;
 use crate::wire::message::{Batch, Entry, Message, PrefixFrom, PrefixRun};
@@ -37,76 +37,74 @@ pub enum Outgoing {
 
 /// Packs needed chunks until the attempt ends. Blocking.
 pub fn batch_loop(
-    ctx: &Arc<Replication>,
+    ctx: &Replication,
     mut ready: mpsc::Receiver<Vec<Ready>>,
     out: mpsc::Sender<Outgoing>,
 ) -> Result<(), AttemptError> {
     let runtime = Handle::current();
     let mut queue: VecDeque<Ready> = VecDeque::new();
     let mut sent = SentIds::default();
-    let mut packer = Packer::new(ctx.clone(), out);
     loop {
         let plain_bytes = ctx.batch_bytes();
         while queue.len() * CHUNK_BYTES < plain_bytes {
-            if let Ok(more) = ready.try_recv() {
-                take(ctx, &mut queue, more);
-            } else if !packer.is_empty() {
-                // Nothing comes at once: what is begun must not wait for it.
-                if !packer.hand_on()? {
-                    return Ok(());
+            match runtime.block_on(next_ready(ctx, &mut ready, queue.is_empty())) {
+                Gathered::More(more) => {
+                    ctx.preparing.fetch_sub(more.len(), Ordering::Relaxed);
+                    queue.extend(more);
                 }
-            } else {
-                match runtime.block_on(next_ready(ctx, &mut ready, queue.is_empty())) {
-                    Next::More(more) => take(ctx, &mut queue, more),
-                    Next::Quiet => break,
-                    Next::Ended => return Ok(()),
-                }
+                Gathered::Quiet => break,
+                Gathered::Ended => return Ok(()),
             }
         }
-        let goes_on = if !queue.is_empty() {
-            if !packer.make_room()? {
-                return Ok(());
+        if !queue.is_empty() {
+            let permit = runtime.block_on(ctx.compressors.clone().acquire_owned());
+            let start = Instant::now();
+            let (batches, mut made) = build(ctx, &mut queue, &mut sent, plain_bytes)?;
+            if batches.is_empty() {
+                continue; // All of it was to go ahead, and turned out to be there.
             }
-            let permit = runtime.block_on(ctx.compressors.clone().acquire_owned()).ok();
-            if let Some(gathered) = build(ctx, &mut queue, &mut sent, plain_bytes)? {
-                packer.begin(gathered, permit);
+            made.work = start.elapsed();
+            drop(permit);
+            made.stored = batches.iter().map(|batch| batch.payload.len()).sum();
+            let start = Instant::now();
+            for batch in batches {
+                if runtime.block_on(out.send(Outgoing::Batch(batch))).is_err() {
+                    return Ok(());
+                }
             }
-            true
+            made.waited = start.elapsed();
+            tracing::debug!(effort = ctx.effort().name, ?made, "a batch was made");
+            ctx.batch_made(made);
         } else if ctx.state.may_seal() {
             ctx.state.begin_seal();
-            packer.seal()?
-        } else {
-            true
-        };
-        if !goes_on {
-            return Ok(());
+            if runtime.block_on(out.send(Outgoing::Seal)).is_err() {
+                return Ok(());
+            }
         }
     }
 }
 
-fn take(ctx: &Replication, queue: &mut VecDeque<Ready>, more: Vec<Ready>) {
-    ctx.preparing.fetch_sub(more.len(), Ordering::Relaxed);
-    queue.extend(more);
-}
-
-enum Next {
+enum Gathered {
     More(Vec<Ready>),
     Quiet,
     Ended,
 }
 
 /// More chunks, or word that a batch should go as it is.
-async fn next_ready(ctx: &Replication, ready: &mut mpsc::Receiver<Vec<Ready>>, idle: bool) -> Next {
+async fn next_ready(ctx: &Replication, ready: &mut mpsc::Receiver<Vec<Ready>>, idle: bool) -> Gathered {
+    if let Ok(more) = ready.try_recv() {
+        return Gathered::More(more);
+    }
     // Everything was asked for and is prepared: what is queued is all there will be.
     let all = || ctx.state.nothing_outstanding() && ctx.preparing.load(Ordering::Relaxed) == 0;
     if if idle { ctx.state.may_seal() } else { all() } {
-        return Next::Quiet;
+        return Gathered::Quiet;
     }
     tokio::select! {
-        more = ready.recv() => more.map_or(Next::Ended, Next::More),
-        () = ctx.stop.cancelled() => Next::Ended,
-        () = ctx.state.quiet.notified() => Next::Quiet,
-        () = tokio::time::sleep(BATCH_WAIT), if !idle => Next::Quiet,
+        more = ready.recv() => more.map_or(Gathered::Ended, Gathered::More),
+        () = ctx.stop.cancelled() => Gathered::Ended,
+        () = ctx.state.quiet.notified() => Gathered::Quiet,
+        () = tokio::time::sleep(BATCH_WAIT), if !idle => Gathered::Quiet,
     }
 }
 
@@ -119,14 +117,13 @@ struct Literal {
     bytes: std::ops::Range<usize>,
 }
 
-/// Gathers one batch from the front of the queue; none where nothing of it is needed any more.
+/// Fills one batch from the front of the queue; with it its plain bytes.
 fn build(
     ctx: &Replication,
     queue: &mut VecDeque<Ready>,
     sent: &mut SentIds,
     plain_bytes: usize,
-) -> Result<Option<Gathered>, AttemptError> {
-    let begun = Instant::now();
+) -> Result<(Vec<Batch>, Made), AttemptError> {
     let accelerator = &ctx.handle.clocks.source_accelerator;
     let effort = ctx.effort();
     let plain_bytes = plain_bytes.min(effort.batch_bytes);
@@ -171,17 +168,21 @@ fn build(
         done.push((wanted, id));
     }
     if done.is_empty() {
-        return Ok(None); // All of it was to go ahead, and turned out to be there.
+        return Ok((Vec::new(), Made::default()));
     }
+    let (plain, sampled) = (builder.plain_bytes(), builder.expected_bytes());
     let prefix = accelerator.time(|| gather(ctx, &literals, &builder, plain_bytes, &effort));
     accelerator.time(|| keep(ctx, &literals, &builder));
+    let batches = accelerator.time(|| builder.finish(prefix, &effort)).map_err(|e| {
+        AttemptError::Problem(Problem::new("internal", "packing a batch", e.to_string(), "report this"))
+    })?;
     for (wanted, id) in done {
         ctx.bases.note_built((wanted.disk, wanted.page), [wanted.position]);
         if let Some(whole) = ctx.state.sent(&wanted, id) {
             ctx.settle_page((wanted.disk, wanted.page), &whole.ids, false)?;
         }
     }
-    Ok(Some(Gathered { builder, prefix, effort, took: begun.elapsed() }))
+    Ok((batches, Made { tier: effort.tier(), plain, sampled, ..Made::default() }))
 }
 
 /// The blocks that resemble the batch's content and that the target has. None for chunks it asks for
