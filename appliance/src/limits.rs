@@ -18,13 +18,15 @@ pub const BATCH_PLAIN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// cut link makes it send again.
 pub const CREDIT_BYTES: u64 = 3 * 1024 * 1024 + 512 * 1024;
 /// Pages a source has offered whose chunks are not all on their way (32 KiB each).
-pub const PAGES_OPEN_MAX: usize = 128;
+pub const PAGES_OPEN_MAX: usize = 64;
 /// Offered chunks of those pages; the scanner waits above it.
 pub const CHUNKS_OPEN_MAX: usize = 3072;
 /// A batch that is not full is sent after this long without another needed chunk.
 pub const BATCH_WAIT: Duration = Duration::from_millis(200);
 /// Batches that are compressed at once in the whole appliance.
 pub const COMPRESSORS_MAX: usize = 2;
+/// Batches of a session that are packed, or being packed, and wait for the one that waits for credit.
+pub const BATCHES_PACKED_MAX: usize = 3;
 /// Disks of one session that are scanned at once.
 pub const SCANS_PER_SESSION_MAX: usize = 2;
 /// Chunk ids a session remembers as sent, to send a repetition as a reference.
@@ -91,7 +93,9 @@ pub const PROBE_CHUNKS_MAX: usize = 1024;
 pub const PROBES_OPEN_MAX: usize = PAGES_OPEN_MAX;
 /// Offered bases that both ends remember the number of, newest (16 bytes each at the target).
 pub const HELD_BASES_MAX: usize = 64 * 1024;
-/// Verified chunks that a session keeps in memory because the next batch may use them too (64 KiB each).
+/// Verified chunks that all sessions of a source together keep in memory for their next batches (64 KiB each).
+pub const BASE_CHUNKS_MAX: usize = 128;
+/// Verified chunks that a session at a target keeps in memory because the next batch may use them too (64 KiB each).
 pub const BASES_IN_MEMORY_MAX: usize = 48;
 /// Pages of ids that a session keeps at hand to look up bases (32 KiB each).
 pub const BASE_PAGES_IN_MEMORY_MAX: usize = 24;
@@ -100,7 +104,7 @@ pub const ANCHOR_MEMORY_BYTES: usize = 64 * 1024 * 1024;
 /// Memory of the target's index of 4 KiB blocks where `accelerator.block_memory` does not say.
 pub const BLOCK_MEMORY_BYTES: usize = 128 * 1024 * 1024;
 /// Stored bytes of one batch: with its recipe it fits a message.
-pub const BATCH_STORED_BYTES_MAX: usize = 1536 * 1024;
+pub const BATCH_STORED_BYTES_MAX: usize = 1792 * 1024;
 /// Chunks in one batch.
 pub const BATCH_ENTRIES_MAX: usize = 4096;
 
@@ -111,7 +115,7 @@ pub const VOLUME_NOTE_BYTES_MAX: usize = 1024;
 
 /// Pages with needed chunks that wait at the source: each open page once, and each batch that may be on
 /// its way (the credit window holds some 450 of 8 KiB) asked for again in two pages.
-pub const WORK_QUEUED_MAX: usize = 16 * PAGES_OPEN_MAX;
+pub const WORK_QUEUED_MAX: usize = 32 * PAGES_OPEN_MAX;
 
 /// Chunks that may wait for their batch and were sent ahead of the target's answer: the largest batch.
 pub const AHEAD_CHUNKS_MAX: usize = BATCH_PLAIN_BYTES_MAX / (64 * 1024);

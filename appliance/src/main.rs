@@ -16,7 +16,7 @@ use vbr_appliance::telemetry::logs::{self, LogHandle};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-const MALLOC_OPTIONS: &[u8] = b"narenas:4,dirty_decay_ms:2000,muzzy_decay_ms:0,background_thread:true\0";
+const MALLOC_OPTIONS: &[u8] = b"narenas:4,dirty_decay_ms:500,muzzy_decay_ms:0,background_thread:true\0";
 
 /// Few arenas, and freed memory goes back to the system soon: bounds on RSS are promises.
 // SAFETY: jemalloc reads the symbol as a `const char *`; `Option<&u8>` has that layout, and the bytes

@@ -1,32 +1,41 @@
 //! Which blocks of which images go into a batch's reference prefix.
 //!
-//! Each anchor that hits pulls the block it hit and its two neighbours: a match seldom ends where the
-//! anchor lies, and zstd finds its ends. (Measured on the image sequence: the block alone sends 641 MiB
-//! where this sends 603, and twice as much on a database's day.) Pure.
+//! Each anchor that hits pulls the block it hit and six on either side, the near ones of all hits first:
+//! a match seldom ends where the anchor lies, and zstd finds its ends. Measured on the image sequence, all
+//! steps but the first, level 9: one on either side 599.9 MiB, two 593.6, three 591.2, four 590.0,
+//! six 588.4. Where hits lie close the room ends first: hit by hit instead of near ones first, three on
+//! either side doubled a database's day (7.3 MiB instead of 3.4 in a sample). Pure.
 
 use std::collections::BTreeMap;
 
 use super::anchors::{BLOCK_BYTES, CHUNK_BLOCKS, Place};
 
+/// Blocks on either side of the one that was hit.
+const NEIGHBOURS: u32 = 6;
+
 /// Chunks of images and the blocks wanted of each, in order of image and place.
 pub type Wanted = BTreeMap<(u16, u64), u16>;
 
-/// The blocks around these hits; no more than `bytes_max`, the first hits first.
+/// The blocks around these hits; no more than `bytes_max`, the nearest first, of equals the first hits'.
 pub fn around(hits: impl IntoIterator<Item = Place>, bytes_max: usize) -> Wanted {
+    let hits: Vec<Place> = hits.into_iter().collect();
     let mut wanted = Wanted::new();
     let mut room = bytes_max / BLOCK_BYTES;
-    for hit in hits {
-        let blocks = hit.block.saturating_sub(1)..=hit.block.saturating_add(1);
-        for block in blocks {
-            if room == 0 {
-                return wanted;
-            }
-            let chunk = u64::from(block) / CHUNK_BLOCKS as u64;
-            let mask = wanted.entry((hit.image, chunk)).or_insert(0);
-            let bit = 1u16 << (block as usize % CHUNK_BLOCKS);
-            if *mask & bit == 0 {
-                *mask |= bit;
-                room -= 1;
+    for distance in 0..=NEIGHBOURS {
+        for hit in &hits {
+            // At the hit itself both are the same block, which is taken once.
+            let (before, after) = (hit.block.checked_sub(distance), hit.block.checked_add(distance));
+            for block in before.into_iter().chain(after) {
+                if room == 0 {
+                    return wanted;
+                }
+                let chunk = u64::from(block) / CHUNK_BLOCKS as u64;
+                let mask = wanted.entry((hit.image, chunk)).or_insert(0);
+                let bit = 1u16 << (block as usize % CHUNK_BLOCKS);
+                if *mask & bit == 0 {
+                    *mask |= bit;
+                    room -= 1;
+                }
             }
         }
     }
@@ -47,13 +56,25 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const fn at(image: u16, block: u32) -> Place {
+        Place { image, block }
+    }
+
     #[test]
     fn neighbours_cross_chunks_and_stop_at_the_beginning() {
-        let hits =
-            [Place { image: 1, block: 0 }, Place { image: 1, block: 16 }, Place { image: 2, block: 40 }];
-        let wanted = around(hits, usize::MAX);
-        let expected = [((1, 0), 0b1000_0000_0000_0011), ((1, 1), 0b11), ((2, 2), 0b11_1000_0000)];
+        let wanted = around([at(1, 0), at(1, 16), at(2, 40)], usize::MAX);
+        let expected =
+            [((1, 0), 0b1111_1100_0111_1111), ((1, 1), 0b111_1111), ((2, 2), 0b0111_1111_1111_1100)];
         assert_eq!(wanted.into_iter().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn where_room_ends_every_hit_has_its_near_blocks() {
+        let wanted = around([at(1, 8), at(1, 40)], 6 * BLOCK_BYTES);
+        assert_eq!(
+            wanted.into_iter().collect::<Vec<_>>(),
+            [((1, 0), 0b11_1000_0000), ((1, 2), 0b11_1000_0000)]
+        );
     }
 
     proptest! {

@@ -5,8 +5,9 @@
 //! another disk, which is offered in a probe first. The bytes come from the snapshot where the place still
 //! holds them, from another job's disk as it lies there, else from the source's global cache; whatever it
 //! is, its id is computed before it is used.
-//! Bounds: [`BASES_IN_MEMORY_MAX`] chunks and [`BASE_PAGES_IN_MEMORY_MAX`] pages in memory, the numbers of
-//! [`HELD_BASES_MAX`] bases, [`FOREIGN_JOBS_MAX`] manifests of other jobs, and a bit for each chunk sent.
+//! Bounds: [`BASE_PAGES_IN_MEMORY_MAX`] pages in memory, the numbers of [`HELD_BASES_MAX`] bases,
+//! [`FOREIGN_JOBS_MAX`] manifests of other jobs, and a bit for each chunk sent; [`BASE_CHUNKS_MAX`] chunks
+//! for all sessions together.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
@@ -22,7 +23,7 @@ use crate::accelerator::anchors::{AnchorStore, DiskKey, ImageState, SessionImage
 use crate::accelerator::global_cache::GlobalCache;
 use crate::block::{BlockRead, ChunkId, Geometry, PAGE_CHUNKS, PageHash, ShortId};
 use crate::block_file::RawFile;
-use crate::limits::{BASE_PAGES_IN_MEMORY_MAX, BASES_IN_MEMORY_MAX, HELD_BASES_MAX};
+use crate::limits::{BASE_CHUNKS_MAX, BASE_PAGES_IN_MEMORY_MAX, HELD_BASES_MAX};
 use crate::repository::manifest::PageIds;
 use crate::repository::source::StoredManifest;
 use crate::wire::message::PrefixFrom;
@@ -60,8 +61,17 @@ struct HeldBases {
     next: u32,
 }
 
+/// Verified chunks that the next batch may use too, of all sessions: a batch takes what it needs of them
+/// while it is gathered, and few are gathered at once.
+pub struct BaseChunks(Mutex<LruCache<ShortId, Arc<[u8]>>>);
+
+impl Default for BaseChunks {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(at_most(BASE_CHUNKS_MAX))))
+    }
+}
+
 struct Memory {
-    chunks: LruCache<ShortId, Arc<[u8]>>,
     pages: LruCache<(String, u16, PageHash), Arc<PageIds>>,
     manifests: LruCache<String, Option<Arc<StoredManifest>>>,
     disks: LruCache<(String, u16), Option<Arc<RawFile>>>,
@@ -72,6 +82,7 @@ pub struct Bases {
     /// Where content was seen.
     pub anchors: Arc<AnchorStore>,
     cache: Arc<GlobalCache>,
+    chunks: Arc<BaseChunks>,
     images: Vec<Option<SessionImages>>,
     held: Mutex<HeldBases>,
     memory: Mutex<Memory>,
@@ -104,14 +115,13 @@ impl Bases {
     pub fn new(
         anchors: Arc<AnchorStore>,
         cache: Arc<GlobalCache>,
-        job: &str,
-        session: &str,
+        chunks: Arc<BaseChunks>,
+        (job, session): (&str, &str),
         disks: usize,
     ) -> Self {
         let image = |disk: usize| anchors.begin(&DiskKey { job: job.into(), disk: disk as u16 }, session);
         let images = (0..disks).map(image).collect();
         let memory = Memory {
-            chunks: LruCache::new(at_most(BASES_IN_MEMORY_MAX)),
             pages: LruCache::new(at_most(BASE_PAGES_IN_MEMORY_MAX)),
             manifests: LruCache::new(FOREIGN_JOBS_MAX),
             disks: LruCache::new(FOREIGN_JOBS_MAX),
@@ -119,6 +129,7 @@ impl Bases {
         Self {
             anchors,
             cache,
+            chunks,
             images,
             held: Mutex::default(),
             memory: Mutex::new(memory),
@@ -267,7 +278,7 @@ impl Bases {
 
     /// The bytes of a base, verified; none where this site does not have them any more.
     pub fn bytes(&self, ctx: &Replication, image: u16, chunk: u64, id: &ChunkId) -> Option<Arc<[u8]>> {
-        if let Some(data) = lock(&self.memory).chunks.get(&id.short()) {
+        if let Some(data) = lock(&self.chunks.0).get(&id.short()) {
             return Some(data.clone());
         }
         let data = self.read_in_place(ctx, image, chunk, id).or_else(|| {
@@ -275,7 +286,7 @@ impl Bases {
             (full == *id).then_some(data)
         })?;
         let data: Arc<[u8]> = data.into();
-        lock(&self.memory).chunks.put(id.short(), data.clone());
+        lock(&self.chunks.0).put(id.short(), data.clone());
         Some(data)
     }
 

@@ -256,7 +256,8 @@ impl Driver {
 
     fn bases(&self, disks: usize) -> Bases {
         let (anchors, cache) = (self.parts.anchors.clone(), self.parts.cache.clone());
-        Bases::new(anchors, cache, &self.spec.name, &self.record.session.session, disks)
+        let names = (self.spec.name.as_str(), self.record.session.session.as_str());
+        Bases::new(anchors, cache, self.parts.base_chunks.clone(), names, disks)
     }
 
     async fn ahead(&self, peer: &PeerRecord) -> Ahead {

@@ -69,6 +69,7 @@ impl JobManager {
             filters,
             cache,
             keep_sent,
+            base_chunks: Arc::default(),
             refreshes: Refreshes::default(),
             gates: Gates::default(),
             lines: Mutex::default(),

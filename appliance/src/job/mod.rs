@@ -1,7 +1,7 @@
 //! Jobs and sessions: the only place where the stages are joined.
 //!
 //! Source: `manager` keeps the definitions and starts sessions, `driver` takes one session to its end over
-//! any number of attempts, `replicate` composes one attempt out of `scan`, `prepare`, `send` and `answers`,
+//! any number of attempts, `replicate` composes one attempt out of `scan`, `prepare`, `send`, `transmit` and `answers`,
 //! `bases` finds what content may serve as a base, `ahead` says what need not wait for the target's
 //! answer and `refresh` keeps the filter that it rests on, `base` moves manifests. Target: `target` takes channels and requests, `receive` composes one session out of the
 //! wire and `point`. State that must survive lies in `definitions` (files) and `records` (RocksDB).
@@ -34,6 +34,7 @@ mod snapshot;
 mod source_state;
 mod target;
 mod tending;
+mod transmit;
 
 pub use manager::JobManager;
 pub use parts::{Parts, SourceStores};

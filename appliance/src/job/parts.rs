@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ahead::Gates;
+use super::bases::BaseChunks;
 use super::records::Records;
 use super::refresh::Refreshes;
 use crate::accelerator::anchors::AnchorStore;
@@ -34,6 +35,7 @@ pub struct Parts {
     pub cache: Arc<GlobalCache>,
     /// Keep what is sent in it.
     pub keep_sent: bool,
+    pub(super) base_chunks: Arc<BaseChunks>,
     pub(super) refreshes: Refreshes,
     pub(super) gates: Gates,
     /// What the line to each peer was last seen to take, bytes a second.

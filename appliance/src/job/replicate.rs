@@ -6,7 +6,7 @@
 //! When the channel dies the attempt ends and the driver starts another one from the target's cursor.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -19,14 +19,15 @@ use super::bases::Bases;
 use super::free::DiskFree;
 use super::prepare::{Probes, Ready, Work, prepare_loop};
 use super::scan::{Lanes, Room, scan_disk};
-use super::send::{Outgoing, batch_loop, transmit};
+use super::send::batch_loop;
 use super::session::SessionHandle;
 use super::source_state::{Ids, PageKey, SourceState};
-use crate::accelerator::effort::{Controller, Effort, Made};
+use super::transmit::{Outgoing, Pipe, transmit};
+use crate::accelerator::effort::{Choice, Controller, Effort, Made, Seen};
 use crate::block::{BlockRead, DomainKey, PageHash};
 use crate::error::Problem;
 use crate::host::VmSnapshot;
-use crate::limits::{SCANS_PER_SESSION_MAX, WORK_QUEUED_MAX};
+use crate::limits::{BATCHES_PACKED_MAX, SCANS_PER_SESSION_MAX, WORK_QUEUED_MAX};
 use crate::repository::manifest::PageTable;
 use crate::repository::source::{SourceRepository, StoredManifest};
 use crate::wire::message::{Message, Open, Sealed};
@@ -102,13 +103,6 @@ pub struct Replication {
     pub stop: CancellationToken,
 }
 
-/// Credit between the transmitter and the receiver.
-#[derive(Default)]
-pub struct Credit {
-    /// Batch payload sent in this attempt.
-    pub sent: AtomicU64,
-}
-
 impl Replication {
     /// True where this session was told to stop.
     pub fn stopped(&self) -> bool {
@@ -137,7 +131,17 @@ impl Replication {
         self.effort.lock().unwrap_or_else(PoisonError::into_inner).batch_bytes()
     }
 
-    /// A batch was made and queued.
+    /// How the next batch is made, of so many plain bytes at most, with so much packed before it.
+    pub fn choose(&self, backlog: u64, gathered: usize) -> Choice {
+        self.effort.lock().unwrap_or_else(PoisonError::into_inner).choose(backlog, gathered)
+    }
+
+    /// A batch was handed on.
+    pub fn line_seen(&self, seen: Seen) {
+        self.effort.lock().unwrap_or_else(PoisonError::into_inner).seen(seen);
+    }
+
+    /// A batch was made.
     pub fn batch_made(&self, made: Made) {
         let mut controller = self.effort.lock().unwrap_or_else(PoisonError::into_inner);
         controller.made(made);
@@ -268,23 +272,22 @@ pub async fn replicate(
     };
     ctx.state.begin_attempt(ctx.snapshot.disks.len());
     ctx.handle.activate();
-    let credit = Arc::new(Credit::default());
     ctx.bases.note_cursors(&cursors);
     let (work_tx, work_rx) = mpsc::channel::<Work>(WORK_QUEUED_MAX);
     // As long as the other, so that the receiver, which feeds both, never waits for the batcher.
     let (ready_tx, ready_rx) = mpsc::channel::<Vec<Ready>>(2 * WORK_QUEUED_MAX);
-    let (out_tx, out_rx) = mpsc::channel::<Outgoing>(1);
+    let (out_tx, out_rx) = mpsc::channel::<Outgoing>(BATCHES_PACKED_MAX);
     let (durable_tx, durable_rx) = watch::channel(0u64);
-    let last_durable = durable_rx.clone();
+    let pipe = Arc::new(Pipe::new(durable_rx));
     let mut parts: JoinSet<Result<(), AttemptError>> = JoinSet::new();
     let room = Room::new();
     let ending = EndAttempt { sender: sender.clone(), room: room.clone() };
     spawn_scanners(ctx, &cursors, Lanes { sender: sender.clone(), room, work: work_tx.clone() }, &mut parts);
-    let batcher = ctx.clone();
-    parts.spawn_blocking(move || batch_loop(&batcher, ready_rx, out_tx));
+    let (batcher, fills) = (ctx.clone(), pipe.clone());
+    parts.spawn_blocking(move || batch_loop(&batcher, ready_rx, out_tx, &fills));
     let (preparer, prepared, asks) = (ctx.clone(), ready_tx.clone(), sender.clone());
     parts.spawn_blocking(move || prepare_loop(&preparer, work_rx, prepared, &asks));
-    parts.spawn(transmit(ctx.clone(), credit.clone(), sender.clone(), out_rx, durable_rx));
+    parts.spawn(transmit(ctx.clone(), pipe.clone(), sender.clone(), out_rx));
     let result = tokio::select! {
         sealed = receive(ctx, &mut receiver, work_tx, ready_tx, durable_tx) => sealed,
         failed = first_failure(&mut parts) => Err(failed),
@@ -294,7 +297,7 @@ pub async fn replicate(
     while parts.join_next().await.is_some() {}
     if result.is_err() {
         // What the target had not called durable crosses the link again, at the most.
-        let lost = credit.sent.load(Ordering::Relaxed).saturating_sub(*last_durable.borrow());
+        let lost = pipe.outstanding();
         ctx.handle.note(|session| session.bytes.resent += lost);
     }
     ctx.handle.settle();
@@ -342,9 +345,9 @@ async fn first_failure(parts: &mut JoinSet<Result<(), AttemptError>>) -> Attempt
 }
 
 /// What a part of the attempt came to.
-pub(super) fn join(
-    done: Result<Result<(), AttemptError>, tokio::task::JoinError>,
-) -> Result<(), AttemptError> {
+pub(super) fn join<T>(
+    done: Result<Result<T, AttemptError>, tokio::task::JoinError>,
+) -> Result<T, AttemptError> {
     done.unwrap_or_else(|e| {
         Err(Problem::new("internal", "a part of the session stopped", e.to_string(), "report this").into())
     })

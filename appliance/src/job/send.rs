@@ -1,110 +1,127 @@
-//! Sending: needed chunks become batches, batches spend credit.
+//! Batching: needed chunks become batches.
 //!
 //! The batcher re-reads each needed chunk from the snapshot and hashes it again: content that is not
 //! what was offered means that the disk changed under us. It gathers the bases that the chunks' anchors
 //! lead to, by now including what this session has sent, and compresses with as much effort as the
-//! line leaves time for. Bounds: one batch compressed ahead of the one that waits for credit;
-//! [`CREDIT_BYTES`] of payload that is not durable at the target.
+//! line leaves time for: itself, or, what takes longer than can be kept up, beside the batches after it.
+//! Bounds: [`BATCHES_PACKED_MAX`](crate::limits::BATCHES_PACKED_MAX) batches that wait to be transmitted;
+//! [`COMPRESSORS_MAX`](crate::limits::COMPRESSORS_MAX) that are made at once in the whole appliance.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::ahead::note_ahead;
 use super::prepare::{Ready, anchors_of, block_of};
-use super::replicate::{AttemptError, Credit, Replication};
+use super::replicate::{AttemptError, Replication};
 use super::source_state::SentIds;
+use super::transmit::{Outgoing, Packing, Pipe};
 use crate::accelerator::batch::{BatchBuilder, Prefix};
-use crate::accelerator::effort::{Effort, Made};
+use crate::accelerator::effort::{Choice, Made};
 use crate::accelerator::prefix;
 use crate::block::{CHUNK_BYTES, ChunkId, Geometry, PAGE_CHUNKS};
 use crate::error::Problem;
-use crate::limits::{BATCH_WAIT, CREDIT_BYTES};
-use crate::wire::SessionSender;
-use crate::wire::message::{Batch, Entry, Message, PrefixFrom, PrefixRun};
-
-/// What the transmitter sends next.
-pub enum Outgoing {
-    /// Chunks.
-    Batch(Batch),
-    /// Nothing is left: ask for the seal.
-    Seal,
-}
+use crate::limits::BATCH_WAIT;
+use crate::wire::message::{Batch, PrefixFrom, PrefixRun};
 
 /// Packs needed chunks until the attempt ends. Blocking.
 pub fn batch_loop(
-    ctx: &Replication,
+    ctx: &Arc<Replication>,
     mut ready: mpsc::Receiver<Vec<Ready>>,
     out: mpsc::Sender<Outgoing>,
+    pipe: &Pipe,
 ) -> Result<(), AttemptError> {
     let runtime = Handle::current();
     let mut queue: VecDeque<Ready> = VecDeque::new();
     let mut sent = SentIds::default();
     loop {
         let plain_bytes = ctx.batch_bytes();
+        let start = Instant::now();
         while queue.len() * CHUNK_BYTES < plain_bytes {
             match runtime.block_on(next_ready(ctx, &mut ready, queue.is_empty())) {
-                Gathered::More(more) => {
+                Queued::More(more) => {
                     ctx.preparing.fetch_sub(more.len(), Ordering::Relaxed);
                     queue.extend(more);
                 }
-                Gathered::Quiet => break,
-                Gathered::Ended => return Ok(()),
+                Queued::Quiet => break,
+                Queued::Ended => return Ok(()),
             }
         }
-        if !queue.is_empty() {
-            let permit = runtime.block_on(ctx.compressors.clone().acquire_owned());
-            let start = Instant::now();
-            let (batches, mut made) = build(ctx, &mut queue, &mut sent, plain_bytes)?;
-            if batches.is_empty() {
+        pipe.idle(start.elapsed());
+        let next = if !queue.is_empty() {
+            // Room first: what is packed later knows more about the line, and more of what was sent.
+            let Ok(room) = runtime.block_on(out.reserve()) else { return Ok(()) };
+            let Some(packed) = pack_next(ctx, &mut queue, &mut sent, pipe)? else {
                 continue; // All of it was to go ahead, and turned out to be there.
-            }
-            made.work = start.elapsed();
-            drop(permit);
-            made.stored = batches.iter().map(|batch| batch.payload.len()).sum();
-            let start = Instant::now();
-            for batch in batches {
-                if runtime.block_on(out.send(Outgoing::Batch(batch))).is_err() {
-                    return Ok(());
-                }
-            }
-            made.waited = start.elapsed();
-            tracing::debug!(effort = ctx.effort().name, ?made, "a batch was made");
-            ctx.batch_made(made);
+            };
+            room.send(packed);
+            continue;
         } else if ctx.state.may_seal() {
             ctx.state.begin_seal();
-            if runtime.block_on(out.send(Outgoing::Seal)).is_err() {
-                return Ok(());
-            }
+            Outgoing::Seal
+        } else {
+            continue;
+        };
+        if runtime.block_on(out.send(next)).is_err() {
+            return Ok(());
         }
     }
 }
 
-enum Gathered {
+/// Makes the next batch, or has it made. `None` where nothing of the queue is wanted any more.
+fn pack_next(
+    ctx: &Arc<Replication>,
+    queue: &mut VecDeque<Ready>,
+    sent: &mut SentIds,
+    pipe: &Pipe,
+) -> Result<Option<Outgoing>, AttemptError> {
+    let runtime = Handle::current();
+    let permit = runtime.block_on(ctx.compressors.clone().acquire_owned());
+    let backlog = pipe.backlog();
+    let choice = ctx.choose(backlog, queue.len() * CHUNK_BYTES);
+    tracing::debug!(effort = choice.effort.name, backlog, queued = queue.len(), "an effort was chosen");
+    let start = Instant::now();
+    let Some(gathered) = build(ctx, queue, sent, &choice)? else { return Ok(None) };
+    let before = start.elapsed();
+    let expected = (gathered.builder.plain_bytes() as f64 * choice.ratio) as u64;
+    let worker = ctx.clone();
+    let work = move || {
+        let packed = gathered.finish(&worker, &choice, before);
+        drop(permit);
+        packed
+    };
+    let packing = match choice.beside {
+        true => Packing::Beside(tokio::task::spawn_blocking(work)),
+        false => Packing::Done(work()?),
+    };
+    Ok(Some(Outgoing::Batch(pipe.packed(packing, expected))))
+}
+
+enum Queued {
     More(Vec<Ready>),
     Quiet,
     Ended,
 }
 
 /// More chunks, or word that a batch should go as it is.
-async fn next_ready(ctx: &Replication, ready: &mut mpsc::Receiver<Vec<Ready>>, idle: bool) -> Gathered {
+async fn next_ready(ctx: &Replication, ready: &mut mpsc::Receiver<Vec<Ready>>, idle: bool) -> Queued {
     if let Ok(more) = ready.try_recv() {
-        return Gathered::More(more);
+        return Queued::More(more);
     }
     // Everything was asked for and is prepared: what is queued is all there will be.
     let all = || ctx.state.nothing_outstanding() && ctx.preparing.load(Ordering::Relaxed) == 0;
     if if idle { ctx.state.may_seal() } else { all() } {
-        return Gathered::Quiet;
+        return Queued::Quiet;
     }
     tokio::select! {
-        more = ready.recv() => more.map_or(Gathered::Ended, Gathered::More),
-        () = ctx.stop.cancelled() => Gathered::Ended,
-        () = ctx.state.quiet.notified() => Gathered::Quiet,
-        () = tokio::time::sleep(BATCH_WAIT), if !idle => Gathered::Quiet,
+        more = ready.recv() => more.map_or(Queued::Ended, Queued::More),
+        () = ctx.stop.cancelled() => Queued::Ended,
+        () = ctx.state.quiet.notified() => Queued::Quiet,
+        () = tokio::time::sleep(BATCH_WAIT), if !idle => Queued::Quiet,
     }
 }
 
@@ -117,21 +134,49 @@ struct Literal {
     bytes: std::ops::Range<usize>,
 }
 
-/// Fills one batch from the front of the queue; with it its plain bytes.
+/// A batch before it is compressed.
+struct Gathered {
+    builder: BatchBuilder,
+    prefix: Prefix,
+}
+
+impl Gathered {
+    /// Compresses it; the time before that is part of the work.
+    fn finish(
+        self,
+        ctx: &Replication,
+        choice: &Choice,
+        before: Duration,
+    ) -> Result<Vec<Batch>, AttemptError> {
+        let start = Instant::now();
+        let (plain, sampled) = (self.builder.plain_bytes(), self.builder.expected_bytes());
+        let accelerator = &ctx.handle.clocks.source_accelerator;
+        let batches = accelerator
+            .time(|| self.builder.finish(self.prefix, &choice.effort))
+            .map_err(|e| Problem::new("internal", "packing a batch", e.to_string(), "report this"))?;
+        let stored = batches.iter().map(|batch| batch.payload.len()).sum();
+        let work = before + start.elapsed();
+        let made = Made { tier: choice.effort.tier(), plain, stored, sampled, work };
+        tracing::debug!(effort = choice.effort.name, ?made, "a batch was made");
+        ctx.batch_made(made);
+        Ok(batches)
+    }
+}
+
+/// Fills one batch from the front of the queue.
 fn build(
     ctx: &Replication,
     queue: &mut VecDeque<Ready>,
     sent: &mut SentIds,
-    plain_bytes: usize,
-) -> Result<(Vec<Batch>, Made), AttemptError> {
+    choice: &Choice,
+) -> Result<Option<Gathered>, AttemptError> {
     let accelerator = &ctx.handle.clocks.source_accelerator;
-    let effort = ctx.effort();
-    let plain_bytes = plain_bytes.min(effort.batch_bytes);
+    let effort = &choice.effort;
     let mut builder = BatchBuilder::default();
     let mut literals = Vec::new();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut done = Vec::new();
-    while !builder.is_full(plain_bytes) {
+    while !builder.is_full(choice.plain_bytes) {
         let Some(mut ready) = queue.pop_front() else { break };
         let wanted = ready.wanted;
         if !ctx.state.wants(&wanted) {
@@ -168,34 +213,24 @@ fn build(
         done.push((wanted, id));
     }
     if done.is_empty() {
-        return Ok((Vec::new(), Made::default()));
+        return Ok(None);
     }
-    let (plain, sampled) = (builder.plain_bytes(), builder.expected_bytes());
-    let prefix = accelerator.time(|| gather(ctx, &literals, &builder, plain_bytes, &effort));
+    let prefix = accelerator.time(|| gather(ctx, &literals, &builder, choice));
     accelerator.time(|| keep(ctx, &literals, &builder));
-    let batches = accelerator.time(|| builder.finish(prefix, &effort)).map_err(|e| {
-        AttemptError::Problem(Problem::new("internal", "packing a batch", e.to_string(), "report this"))
-    })?;
     for (wanted, id) in done {
         ctx.bases.note_built((wanted.disk, wanted.page), [wanted.position]);
         if let Some(whole) = ctx.state.sent(&wanted, id) {
             ctx.settle_page((wanted.disk, wanted.page), &whole.ids, false)?;
         }
     }
-    Ok((batches, Made { tier: effort.tier(), plain, sampled, ..Made::default() }))
+    Ok(Some(Gathered { builder, prefix }))
 }
 
 /// The blocks that resemble the batch's content and that the target has. None for chunks it asks for
 /// again: what went wrong may have been a base.
-fn gather(
-    ctx: &Replication,
-    literals: &[Literal],
-    builder: &BatchBuilder,
-    plain_bytes: usize,
-    effort: &Effort,
-) -> Prefix {
+fn gather(ctx: &Replication, literals: &[Literal], builder: &BatchBuilder, choice: &Choice) -> Prefix {
     let mut prefix = Prefix::default();
-    if !effort.bases || literals.iter().any(|literal| literal.ready.wanted.forced) {
+    if !choice.effort.bases || literals.iter().any(|literal| literal.ready.wanted.forced) {
         return prefix;
     }
     let known = literals.iter().filter(|literal| literal.ready.known != 0);
@@ -208,7 +243,7 @@ fn gather(
     }
     let anchors = literals.iter().flat_map(|literal| &literal.ready.anchors).map(|(anchor, _)| *anchor);
     let hits = ctx.bases.anchors.find(anchors);
-    let room = (3 * plain_bytes).saturating_sub(prefix.bytes.len());
+    let room = (3 * choice.plain_bytes).saturating_sub(prefix.bytes.len());
     let (mut unknown, mut unconfirmed, mut gone) = (0, 0, 0);
     for ((image, chunk), blocks) in prefix::around(hits.into_iter().flatten(), room) {
         let Some(found) = ctx.bases.find(ctx, image, chunk) else {
@@ -248,62 +283,4 @@ fn keep(ctx: &Replication, literals: &[Literal], builder: &BatchBuilder) {
             ctx.bases.keep_sent(ctx, literal.id, data, replaced);
         }
     }
-}
-
-/// Sends batches as credit allows, and the seal when everything is sent.
-pub async fn transmit(
-    ctx: Arc<Replication>,
-    credit: Arc<Credit>,
-    sender: SessionSender,
-    mut queue: mpsc::Receiver<Outgoing>,
-    mut durable: watch::Receiver<u64>,
-) -> Result<(), AttemptError> {
-    while let Some(next) = queue.recv().await {
-        let batch = match next {
-            Outgoing::Batch(batch) => batch,
-            Outgoing::Seal => {
-                let worker = ctx.clone();
-                let seal = tokio::task::spawn_blocking(move || worker.prepare_seal())
-                    .await
-                    .map_err(|e| AttemptError::Lost(e.to_string()))??;
-                sender.send(seal).await?;
-                continue;
-            }
-        };
-        let start = Instant::now();
-        let payload = batch.payload.len() as u64;
-        let sent = credit.sent.load(Ordering::Relaxed);
-        let enough = |durable: &u64| *durable >= sent || sent + payload <= *durable + CREDIT_BYTES;
-        durable.wait_for(enough).await.map_err(|_| AttemptError::Cancelled)?;
-        credit.sent.store(sent + payload, Ordering::Relaxed);
-        note_batch(&ctx, &batch);
-        sender.send(Message::Batch(batch)).await?;
-        ctx.handle.clocks.network.add(start);
-    }
-    // The queue ends with the attempt; stay until then, so that the end is not taken for a failure.
-    std::future::pending().await
-}
-
-fn note_batch(ctx: &Replication, batch: &Batch) {
-    let literals = batch.header.entries.iter().filter(|entry| matches!(entry, Entry::Literal { .. })).count();
-    let copies = batch.header.entries.len() - literals;
-    let base: u64 = batch.header.prefix.iter().map(|run| u64::from(run.blocks.count_ones()) * 4096).sum();
-    let recipe = Message::Batch(batch.clone()).encode().1.len() as u64;
-    let payload = batch.payload.len() as u64;
-    ctx.handle.note(|session| {
-        session.bytes.sent_payload += payload + recipe;
-        session.bytes.delta_base += base;
-        if base > 0 {
-            session.chunks.delta += literals as u64;
-        } else {
-            session.chunks.literal += literals as u64;
-        }
-        session.chunks.known += copies as u64;
-        session.bytes.deduplicated += (copies * CHUNK_BYTES) as u64;
-        if let Some(Entry::Literal { disk, .. } | Entry::Copy { disk, .. }) = batch.header.entries.first()
-            && let Some(disk) = session.disks.get_mut(*disk as usize)
-        {
-            disk.sent_bytes += payload + recipe;
-        }
-    });
 }

@@ -27,6 +27,8 @@ mod recover;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_measure;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

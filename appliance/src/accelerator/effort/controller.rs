@@ -1,0 +1,198 @@
+//! The choice of an effort for each batch of one session.
+
+use super::line::{Line, PAST_SECONDS, Seen};
+use super::{Choice, Effort, FIRST, Made, TIERS};
+
+/// A tier that costs no more than this against the cheapest counts as equal.
+const EQUAL: f64 = 1.1;
+/// Below this (2 Gbit/s) the first tier is not used: bytes count where a line is a line.
+pub(super) const FAST_LINE: f64 = 250e6;
+/// Weight of the newest measurement.
+const NEW: f64 = 0.3;
+/// Stored bytes that a batch aims at: a few fit the credit window, so that the line never runs dry.
+const STORED_BYTES_TARGET: f64 = 768.0 * 1024.0;
+/// The same on a line below [`SLOW_LINE`], which a few larger ones keep busy as well: they are smaller in sum.
+const STORED_BYTES_SLOW: f64 = 1200.0 * 1024.0;
+/// 50 Mbit/s: at 80 ms a batch of [`STORED_BYTES_SLOW`] is more than twice what is on its way.
+const SLOW_LINE: f64 = 6.25e6;
+/// The same where data does not shrink: it gains nothing from company.
+const RAW_BYTES_TARGET: f64 = 512.0 * 1024.0;
+/// The share of the time until the line runs dry that a batch may take: what it takes is an estimate.
+const OF_THE_TIME: f64 = 0.75;
+/// Batches before the first decision: the very first ones are slow (memory is new, caches are cold).
+const BATCHES_FIRST: u32 = 3;
+/// Batches after which what a tier put out is forgotten, so that it is tried again.
+const FORGET_AFTER: u32 = 48;
+/// Smallest batch.
+const PLAIN_BYTES_MIN: usize = 512 * 1024;
+/// Stored bytes with bases against those without, before anything was measured.
+const BASES_PRIOR: f64 = 0.7;
+
+/// Chooses the effort for each batch of one session.
+#[derive(Debug)]
+pub struct Controller {
+    /// As last chosen.
+    tier: usize,
+    /// What can be kept up.
+    kept_up: usize,
+    /// Seconds of work for each plain byte, by tier, where measured; and batches since.
+    work: [Option<(f64, u32)>; TIERS.len()],
+    line: Line,
+    /// Stored bytes for each plain byte at the first tier, of late.
+    ratio: f64,
+    /// Stored bytes with bases (at the first tier that has them) against that; and batches since.
+    gain: Option<(f64, u32)>,
+    /// The last batch did not shrink.
+    raw: bool,
+    /// Batches made.
+    batches: u32,
+}
+
+impl Default for Controller {
+    fn default() -> Self {
+        Self::starting_from(None)
+    }
+}
+
+impl Controller {
+    /// A session that begins where an earlier one on the same line left off.
+    pub fn starting_from(line_bytes_per_second: Option<f64>) -> Self {
+        Self {
+            tier: FIRST,
+            kept_up: FIRST,
+            work: [None; TIERS.len()],
+            line: Line::new(line_bytes_per_second),
+            ratio: 0.5,
+            gain: None,
+            raw: false,
+            batches: 0,
+        }
+    }
+
+    /// The effort as last chosen.
+    pub fn effort(&self) -> Effort {
+        TIERS[self.tier]
+    }
+
+    /// Plain bytes to gather for the next batch: what is expected to give a frame of some 768 KiB.
+    pub fn batch_bytes(&self) -> usize {
+        self.plain_bytes(self.kept_up)
+    }
+
+    /// What the line takes, bytes a second, as last measured.
+    pub fn line(&self) -> Option<f64> {
+        self.line.rate()
+    }
+
+    /// A batch was handed on.
+    pub fn seen(&mut self, seen: Seen) {
+        self.line.seen(seen);
+    }
+
+    /// A batch was made.
+    pub fn made(&mut self, made: Made) {
+        if made.plain == 0 {
+            return;
+        }
+        self.batches = self.batches.saturating_add(1);
+        let plain = made.plain as f64;
+        let work = made.work.as_secs_f64().max(1e-6);
+        let tier = made.tier.min(TIERS.len() - 1);
+        let smooth = |old: f64, new: f64| old + NEW * (new - old);
+        let older = |(value, age): (f64, u32)| Some((value, age + 1)).filter(|(_, age)| *age < FORGET_AFTER);
+        self.work.iter_mut().for_each(|slot| *slot = slot.and_then(older));
+        self.gain = self.gain.and_then(older);
+        let slot = &mut self.work[tier];
+        *slot = Some((slot.map_or(work / plain, |(old, _)| smooth(old, work / plain)), 0));
+        self.ratio = smooth(self.ratio, made.sampled as f64 / plain);
+        self.raw = made.stored >= made.plain;
+        // What went raw tells nothing of bases, but that there are none for noise.
+        if TIERS[tier].bases && !self.raw {
+            let without = made.sampled.max(made.plain / 200) as f64;
+            let gain = made.stored as f64 / without / TIERS[tier].prior.1;
+            self.gain = Some((self.gain.map_or(gain, |(old, _)| smooth(old, gain)), 0));
+        }
+    }
+
+    /// The next batch, of `gathered` plain bytes at most. `backlog`: bytes that are packed, or being packed,
+    /// and not durable yet.
+    pub fn choose(&mut self, backlog: u64, gathered: usize) -> Choice {
+        if let Some(line) = self.line.rate().filter(|_| self.batches >= BATCHES_FIRST) {
+            let known = self.work.iter().rposition(Option::is_some).unwrap_or(self.kept_up);
+            self.kept_up = self.cheapest(line).min(known + 1);
+            let time = (backlog as f64 / line - PAST_SECONDS) * OF_THE_TIME;
+            let ready = |tier: &usize| {
+                let plain = self.plain_bytes(*tier).min(gathered) as f64;
+                self.stored(*tier) < self.stored(self.kept_up) && self.seconds(*tier) * plain <= time
+            };
+            // One step at a time upwards: what is not measured is a guess.
+            let beyond = (self.kept_up + 1..TIERS.len().min(known + 2)).rev();
+            let harder = beyond.filter(|_| self.line.waits()).find(ready);
+            self.tier = harder.unwrap_or(self.kept_up);
+        }
+        Choice {
+            effort: TIERS[self.tier],
+            plain_bytes: self.plain_bytes(self.tier),
+            beside: self.tier > self.kept_up,
+            ratio: if self.raw { 1.0 } else { self.stored(self.tier) },
+        }
+    }
+
+    /// The tier at which a byte costs least, of equals the one that sends least.
+    fn cheapest(&self, line: f64) -> usize {
+        let cost = |tier: usize| self.seconds(tier).max(self.stored(tier) / line);
+        let lowest = usize::from(line < FAST_LINE);
+        let least = (lowest..TIERS.len()).map(cost).fold(f64::MAX, f64::min);
+        let equal = (lowest..TIERS.len()).filter(|tier| cost(*tier) <= least * EQUAL);
+        equal.min_by(|a, b| self.stored(*a).total_cmp(&self.stored(*b))).unwrap_or(self.kept_up)
+    }
+
+    fn plain_bytes(&self, tier: usize) -> usize {
+        let ratio = if self.raw { 1.0 } else { self.stored(tier) };
+        let slow = self.line.rate().is_some_and(|line| line < SLOW_LINE);
+        let target = match ratio > 0.9 {
+            true => RAW_BYTES_TARGET,
+            false if slow => STORED_BYTES_SLOW,
+            false => STORED_BYTES_TARGET,
+        };
+        let plain = (target / ratio.clamp(0.02, 1.0)) as usize;
+        plain.clamp(PLAIN_BYTES_MIN, TIERS[tier].batch_bytes)
+    }
+
+    /// Stored bytes to expect for each plain byte.
+    fn stored(&self, tier: usize) -> f64 {
+        let effort = &TIERS[tier];
+        let gain = self.gain.map_or(BASES_PRIOR, |(gain, _)| gain);
+        let first = if effort.bases { self.ratio * gain } else { self.ratio };
+        (first * effort.prior.1).min(1.0)
+    }
+
+    /// Seconds of work to expect for each plain byte: as measured, else from the nearest tier that was.
+    fn seconds(&self, tier: usize) -> f64 {
+        let measured =
+            |at: usize| self.work[at].map(|(seconds, _)| seconds * TIERS[tier].prior.0 / TIERS[at].prior.0);
+        let mut near: Vec<usize> = (0..TIERS.len()).collect();
+        near.sort_by_key(|at| at.abs_diff(tier));
+        near.into_iter().find_map(measured).unwrap_or(0.0)
+    }
+
+    /// Why, for people.
+    pub fn reason(&self) -> String {
+        let mbit = |rate: f64| rate * 8.0 / 1e6;
+        let makes = match self.work[self.tier] {
+            Some((seconds, _)) => format!("{:.0} MB/s of disk", 1.0 / (seconds * 1e6)),
+            None => "what is not measured yet".into(),
+        };
+        match self.line.rate() {
+            None => "nothing was measured yet".into(),
+            Some(line) if self.line.waits() => format!(
+                "the line takes {:.1} Mbit/s and is what the session waits for; this effort does {makes}",
+                mbit(line)
+            ),
+            Some(line) => format!(
+                "the line takes {:.1} Mbit/s or more and waits for the processor, which does {makes}",
+                mbit(line)
+            ),
+        }
+    }
+}

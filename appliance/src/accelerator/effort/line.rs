@@ -1,0 +1,107 @@
+//! What the line takes, from what the sender sees of it.
+//!
+//! The line was busy all the time between two batches where the second found the first ones still on
+//! their way: then what the target called durable meanwhile is what the line took. Where it ran dry that
+//! is only a lower bound, and a line that is never seen full is taken to be faster than last seen, now and
+//! then; less and less often where that proves wrong. Sums over several batches, because a batch becomes
+//! durable all at once.
+
+use std::time::Duration;
+
+/// A line that is never full is taken to be this much faster than last seen, now and then.
+const FASTER: f64 = 1.5;
+/// Measurements of a line that ran dry before it is taken to be faster: of one that nobody saw full, of
+/// one that is known, and at most. It doubles each time the guess proves wrong.
+const PATIENCE: (u32, u32, u32) = (3, 12, 96);
+/// Of what is on its way, this long is already past the sender: a round trip and a commit.
+pub const PAST_SECONDS: f64 = 0.2;
+/// What makes a measurement: this many bytes, or seconds.
+const SAMPLE: (f64, f64) = (1024.0 * 1024.0, 1.0);
+/// What the sums keep with each measurement: a window of about four.
+const KEEP: f64 = 0.75;
+/// No line is taken to be slower (bytes a second): sums are divided by it.
+const RATE_MIN: f64 = 1000.0;
+/// A stretch in which the sender had nothing to pack for more than this share of it says nothing.
+const IDLE: f64 = 0.3;
+
+/// What the sender saw between a batch and the one before it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// From when the one before was handed on until this one could be, or until it was there, if later.
+    pub took: Duration,
+    /// Of that, time without anything to pack.
+    pub idle: Duration,
+    /// Bytes that became durable at the target.
+    pub crossed: u64,
+    /// Bytes handed on and not durable when this batch was there.
+    pub outstanding: u64,
+    /// The batch was there before it could be handed on.
+    pub waited: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Line {
+    rate: Option<f64>,
+    /// Bytes and seconds of late, while the line was full.
+    full: (f64, f64),
+    /// The stretch that is being measured: bytes, seconds, seconds idle, whether it was full throughout.
+    open: (f64, f64, f64),
+    dry: bool,
+    waits: bool,
+    /// Measurements since the line was last full, and how many are too many.
+    unfilled: u32,
+    patience: u32,
+    /// What the line took before it was taken to be faster.
+    guessed_from: Option<f64>,
+}
+
+impl Line {
+    /// As it was the last time.
+    pub fn new(rate: Option<f64>) -> Self {
+        let patience = if rate.is_some() { PATIENCE.1 } else { PATIENCE.0 };
+        Self { rate, waits: true, patience, ..Self::default() }
+    }
+
+    /// Bytes a second.
+    pub fn rate(&self) -> Option<f64> {
+        self.rate
+    }
+
+    /// True where the line is what the session waits for.
+    pub fn waits(&self) -> bool {
+        self.waits
+    }
+
+    /// Another batch came.
+    pub fn seen(&mut self, seen: Seen) {
+        let past = self.rate.map_or(0.0, |rate| rate * PAST_SECONDS).max(SAMPLE.0 / 4.0);
+        self.dry |= !seen.waited && seen.outstanding as f64 <= past;
+        self.open.0 += seen.crossed as f64;
+        self.open.1 += seen.took.as_secs_f64();
+        self.open.2 += seen.idle.min(seen.took).as_secs_f64();
+        let (bytes, seconds, idle) = self.open;
+        if seconds <= 0.0 || (bytes < SAMPLE.0 && seconds - idle < SAMPLE.1) {
+            return;
+        }
+        self.open = (0.0, 0.0, 0.0);
+        if !std::mem::take(&mut self.dry) {
+            self.full = (self.full.0 * KEEP + bytes, self.full.1 * KEEP + seconds);
+            let rate = (self.full.0 / self.full.1).max(RATE_MIN);
+            self.rate = Some(rate);
+            if let Some(before) = self.guessed_from.take() {
+                let right = rate > before * (1.0 + FASTER) / 2.0;
+                self.patience = if right { PATIENCE.0 } else { (self.patience * 2).min(PATIENCE.2) };
+            }
+            (self.waits, self.unfilled) = (true, 0);
+        } else if idle < seconds * IDLE {
+            self.unfilled += 1;
+            if self.unfilled >= self.patience {
+                let least = bytes / seconds;
+                self.guessed_from = self.guessed_from.or(self.rate);
+                self.rate = Some(self.rate.map_or(least, |rate| (rate * FASTER).max(least)).max(RATE_MIN));
+                (self.waits, self.unfilled, self.full) = (false, 0, (0.0, 0.0));
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The controller on a line, two compressors and a processor in virtual time.
+
+use super::controller::FAST_LINE;
+use super::*;
+
+const MBIT: f64 = 1e6 / 8.0;
+/// Of each tier, plain bytes a second of one core, as on two cores of our machine.
+const SPEED: [f64; 6] = [500e6, 300e6, 150e6, 35e6, 22e6, 4.2e6];
+/// Stored for each plain byte. Files of an operating system.
+const FILES: [f64; 6] = [0.34, 0.31, 0.305, 0.3, 0.298, 0.29];
+/// A database's day, of which bases explain nearly everything.
+const DATABASE: [f64; 6] = [0.16, 0.15, 0.01, 0.009, 0.009, 0.0085];
+/// What may be sent and not durable.
+const CREDIT: f64 = 3.5 * 1024.0 * 1024.0;
+/// Round trip and commit on a long line, and between two machines in a rack; seconds.
+const LATENCY: [f64; 2] = [0.09, 0.004];
+/// Lines faster than this are in a rack: on a long one credit would end at 300 Mbit/s what they do.
+const RACK: f64 = 500.0 * MBIT;
+
+enum Event {
+    Made(Made),
+    Seen(Seen),
+}
+
+/// One session in virtual time.
+struct World {
+    controller: Controller,
+    line: f64,
+    latency: f64,
+    ratio: [f64; 6],
+    /// What the controller is told, and when.
+    events: Vec<(f64, Event)>,
+    /// When each batch was sent and when it became durable, and its stored bytes.
+    batches: Vec<(f64, f64, f64)>,
+    /// When the batcher, and each compressor, has time again.
+    batcher: f64,
+    compressors: [f64; 2],
+    ready: f64,
+    crossed: f64,
+    before: (f64, f64),
+}
+
+/// What came out, without the first batches.
+struct Came {
+    /// The tier in the middle of all.
+    tier: usize,
+    /// Plain bytes a second.
+    speed: f64,
+    /// Stored for each plain byte.
+    stored: f64,
+    /// Of the time, while the line was busy.
+    busy: f64,
+}
+
+impl World {
+    fn new(line: f64, ratio: [f64; 6]) -> Self {
+        Self {
+            controller: Controller::default(),
+            line,
+            latency: LATENCY[usize::from(line > RACK)],
+            ratio,
+            events: Vec::new(),
+            batches: Vec::new(),
+            batcher: 0.0,
+            compressors: [0.0; 2],
+            ready: 0.0,
+            crossed: 0.0,
+            before: (0.0, 0.0),
+        }
+    }
+
+    /// Bytes that were sent (and durable) by then.
+    fn bytes(&self, at: f64) -> (f64, f64) {
+        let sum = |which: fn(&(f64, f64, f64)) -> f64| {
+            self.batches.iter().rev().take(4000).filter(|b| which(b) <= at).map(|b| b.2).sum::<f64>()
+        };
+        (sum(|batch| batch.0), sum(|batch| batch.1))
+    }
+
+    fn tell(&mut self, until: f64) {
+        self.events.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let later = self.events.iter().position(|(at, _)| *at > until).unwrap_or(self.events.len());
+        for (_, event) in self.events.drain(..later) {
+            match event {
+                Event::Made(made) => self.controller.made(made),
+                Event::Seen(seen) => self.controller.seen(seen),
+            }
+        }
+    }
+
+    /// One batch: its tier, plain and stored bytes.
+    fn batch(&mut self) -> (usize, f64, f64) {
+        let seconds = Duration::from_secs_f64;
+        let count = self.batches.len();
+        // Room among what is packed: the batch three before it was handed on.
+        let room = count.checked_sub(3).map_or(0.0, |n| self.batches[n].0);
+        let free = usize::from(self.compressors[1] < self.compressors[0]);
+        let start = self.batcher.max(room).max(self.compressors[free]);
+        self.tell(start);
+        let all: f64 = self.batches.iter().map(|batch| batch.2).sum();
+        let backlog = all - self.bytes(start).1;
+        let choice = self.controller.choose(backlog as u64, usize::MAX);
+        let tier = choice.effort.tier();
+        let plain = choice.plain_bytes as f64;
+        let (work, stored) = (plain / SPEED[tier], plain * self.ratio[tier]);
+        let end = start + work;
+        self.compressors[free] = end;
+        self.batcher = if choice.beside { start } else { end };
+        let ready = end.max(self.ready);
+        // Handed on: the one before is, and credit allows it.
+        let turn = self.batches.last().map_or(0.0, |batch| batch.0);
+        let mut sent = ready.max(turn);
+        let (given, mut durable) = self.bytes(sent);
+        let outstanding = (given - durable) as u64;
+        let taken = sent;
+        let crossed = durable;
+        for batch in self.batches.clone() {
+            if all + stored - durable > CREDIT && batch.1 > sent {
+                (sent, durable) = (batch.1, self.bytes(batch.1).1);
+            }
+        }
+        self.crossed = self.crossed.max(sent) + stored / self.line;
+        self.batches.push((sent, self.crossed + self.latency, stored));
+        self.ready = ready;
+        let made = Made {
+            tier,
+            plain: plain as usize,
+            stored: stored as usize,
+            sampled: (plain * self.ratio[0]) as usize,
+            work: seconds(work),
+        };
+        self.events.push((end, Event::Made(made)));
+        let seen = Seen {
+            took: seconds(taken - self.before.0),
+            crossed: (crossed - self.before.1) as u64,
+            outstanding,
+            waited: ready < turn,
+            ..Seen::default()
+        };
+        self.before = (taken, crossed);
+        self.events.push((taken, Event::Seen(seen)));
+        (tier, plain, stored)
+    }
+
+    fn run(mut self) -> Came {
+        (0..150).for_each(|_| drop(self.batch()));
+        let (from, mut made) = (self.crossed, Vec::new());
+        (0..350).for_each(|_| made.push(self.batch()));
+        let took = self.crossed - from;
+        let sum = |which: fn(&(usize, f64, f64)) -> f64| made.iter().map(which).sum::<f64>();
+        let (plain, stored) = (sum(|made| made.1), sum(|made| made.2));
+        let mut tiers: Vec<usize> = made.iter().map(|made| made.0).collect();
+        tiers.sort();
+        let tier = tiers[tiers.len() / 2];
+        Came { tier, speed: plain / took, stored: stored / plain, busy: stored / self.line / took }
+    }
+}
+
+fn settle(mbit: f64, ratio: [f64; 6]) -> Came {
+    World::new(mbit * MBIT, ratio).run()
+}
+
+#[test]
+fn slow_lines_get_the_most_work_and_fast_ones_the_least() {
+    let rates = [1.0, 5.0, 20.0, 100.0, 1000.0, 10_000.0];
+    let tiers: Vec<usize> = rates.iter().map(|rate| settle(*rate, FILES).tier).collect();
+    assert!(tiers.is_sorted_by(|a, b| a >= b), "{tiers:?}");
+    assert_eq!((tiers[0], tiers[5]), (5, 0), "{tiers:?}");
+    assert!(tiers[2] >= 3 && tiers[4] <= 1, "{tiers:?}");
+}
+
+#[test]
+fn bases_are_used_where_they_save_more_than_they_cost() {
+    for rate in [5.0, 20.0, 100.0] {
+        assert!(settle(rate, DATABASE).tier >= 2, "{rate} Mbit/s");
+    }
+}
+
+/// Half of the batches at least are worked on harder than could be kept up, and the line is busy.
+#[test]
+fn time_until_the_line_runs_dry_is_worked_away() {
+    let came = settle(20.0, FILES);
+    assert!(came.busy > 0.97, "busy {:.3}", came.busy);
+    let halfway = (FILES[3] + FILES[5]) / 2.0;
+    assert!(came.stored < halfway, "stored {:.4}, halfway {halfway:.4}", came.stored);
+}
+
+#[test]
+fn a_slow_line_never_runs_dry() {
+    for rate in [1.0, 5.0, 10.0, 20.0, 30.0, 50.0] {
+        let came = settle(rate, FILES);
+        assert!(came.busy > 0.97, "{rate} Mbit/s: busy {:.3}", came.busy);
+    }
+}
+
+#[test]
+fn never_much_slower_than_the_best_single_tier() {
+    // Of a database's day so little is sent that how fast the line is shows late: slower than it
+    // could be by less than half, for a fifteenth of the bytes.
+    for (ratio, share, rate_max) in [(FILES, 0.85, 1e4), (DATABASE, 0.5, 100.0), ([1.0; 6], 0.85, 1e4)] {
+        let rates = [1.0, 5.0, 20.0, 50.0, 100.0, 300.0, 700.0, 1000.0, 10_000.0];
+        for rate in rates.into_iter().filter(|rate| *rate <= rate_max) {
+            let came = settle(rate, ratio);
+            // Credit ends what a long line can do: it comes back a batch at a time.
+            let latency = LATENCY[usize::from(rate * MBIT > RACK)];
+            let line = (rate * MBIT).min((CREDIT - 768.0 * 1024.0) / latency);
+            let single = |tier: usize| (line / ratio[tier]).min(SPEED[tier]);
+            let lowest = usize::from(rate * MBIT < FAST_LINE);
+            let best = (lowest..6).map(single).fold(0.0, f64::max);
+            assert!(came.speed > best * share, "{rate} Mbit/s: {} of {best}, tier {}", came.speed, came.tier);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_shrink_makes_small_batches() {
+    let mut world = World::new(20.0 * MBIT, [1.0; 6]);
+    (0..60).for_each(|_| drop(world.batch()));
+    assert!(world.controller.batch_bytes() < 640 * 1024);
+}

@@ -1,0 +1,163 @@
+//! Transmitting: batches in the order in which they were begun, as credit allows, then the seal.
+//!
+//! A batch that is worked on beside later ones holds them up until it is there; what is packed and on its
+//! way keeps the line busy meanwhile ([`Pipe`] says how much that is). Bound: [`CREDIT_BYTES`] of payload that
+//! is not durable at the target.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::replicate::{AttemptError, Replication, join};
+use crate::accelerator::effort::Seen;
+use crate::block::CHUNK_BYTES;
+use crate::limits::CREDIT_BYTES;
+use crate::wire::SessionSender;
+use crate::wire::message::{Batch, Entry, Message};
+
+/// What the transmitter sends next.
+pub enum Outgoing {
+    /// Chunks.
+    Batch(Packed),
+    /// Nothing is left: ask for the seal.
+    Seal,
+}
+
+/// Batches, or word of them.
+pub enum Packing {
+    /// Made.
+    Done(Vec<Batch>),
+    /// Being made on a thread of its own.
+    Beside(JoinHandle<Result<Vec<Batch>, AttemptError>>),
+}
+
+/// Batches and their share of [`Pipe::backlog`].
+pub struct Packed {
+    packing: Packing,
+    counted: u64,
+}
+
+/// What lies between the batcher and the target's disks, in one attempt.
+pub struct Pipe {
+    /// Batch payload handed to the wire.
+    sent: AtomicU64,
+    /// Stored bytes that are packed, or expected of what is being packed, and not handed to the wire.
+    packed: AtomicU64,
+    /// Microseconds for which the batcher had nothing to pack, since somebody asked.
+    idle: AtomicU64,
+    durable: watch::Receiver<u64>,
+}
+
+impl Pipe {
+    /// Empty; `durable` is what the target says.
+    pub fn new(durable: watch::Receiver<u64>) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self { sent: zero(), packed: zero(), idle: zero(), durable }
+    }
+
+    /// Bytes that are packed and not durable.
+    pub fn backlog(&self) -> u64 {
+        self.packed.load(Ordering::Relaxed) + self.outstanding()
+    }
+
+    /// Payload that was sent and is not durable: what crosses again when the link is cut, at the most.
+    pub fn outstanding(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed).saturating_sub(*self.durable.borrow())
+    }
+
+    /// The batcher had nothing to pack for so long.
+    pub fn idle(&self, time: Duration) {
+        self.idle.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// Counts batches in.
+    pub fn packed(&self, packing: Packing, expected: u64) -> Packed {
+        let counted = match &packing {
+            Packing::Done(batches) => batches.iter().map(|batch| batch.payload.len() as u64).sum(),
+            Packing::Beside(_) => expected,
+        };
+        self.packed.fetch_add(counted, Ordering::Relaxed);
+        Packed { packing, counted }
+    }
+}
+
+/// Sends batches as credit allows, and the seal when everything is sent.
+pub async fn transmit(
+    ctx: Arc<Replication>,
+    pipe: Arc<Pipe>,
+    sender: SessionSender,
+    mut queue: mpsc::Receiver<Outgoing>,
+) -> Result<(), AttemptError> {
+    let mut durable = pipe.durable.clone();
+    let mut last: Option<(Instant, u64)> = None;
+    loop {
+        let waited = !queue.is_empty();
+        let Some(next) = queue.recv().await else { break };
+        let packed = match next {
+            Outgoing::Batch(packed) => packed,
+            Outgoing::Seal => {
+                let worker = ctx.clone();
+                let seal = tokio::task::spawn_blocking(move || worker.prepare_seal())
+                    .await
+                    .map_err(|e| AttemptError::Lost(e.to_string()))??;
+                sender.send(seal).await?;
+                continue;
+            }
+        };
+        let (batches, waited) = match packed.packing {
+            Packing::Done(batches) => (batches, waited),
+            Packing::Beside(packing) => {
+                let waited = waited && packing.is_finished();
+                (join(packing.await)?, waited)
+            }
+        };
+        let (now, crossed) = (Instant::now(), *durable.borrow());
+        let idle = Duration::from_micros(pipe.idle.swap(0, Ordering::Relaxed));
+        if let Some((then, before)) = last.replace((now, crossed)) {
+            let (took, outstanding) = (now - then, pipe.outstanding());
+            let crossed = crossed.saturating_sub(before);
+            ctx.line_seen(Seen { took, idle, crossed, outstanding, waited });
+        }
+        for batch in batches {
+            let start = Instant::now();
+            let payload = batch.payload.len() as u64;
+            let sent = pipe.sent.load(Ordering::Relaxed);
+            let enough = |durable: &u64| *durable >= sent || sent + payload <= *durable + CREDIT_BYTES;
+            durable.wait_for(enough).await.map_err(|_| AttemptError::Cancelled)?;
+            pipe.sent.store(sent + payload, Ordering::Relaxed);
+            note_batch(&ctx, &batch);
+            sender.send(Message::Batch(batch)).await?;
+            ctx.handle.clocks.network.add(start);
+        }
+        pipe.packed.fetch_sub(packed.counted, Ordering::Relaxed);
+    }
+    // The queue ends with the attempt; stay until then, so that the end is not taken for a failure.
+    std::future::pending().await
+}
+
+fn note_batch(ctx: &Replication, batch: &Batch) {
+    let literals = batch.header.entries.iter().filter(|entry| matches!(entry, Entry::Literal { .. })).count();
+    let copies = batch.header.entries.len() - literals;
+    let base: u64 = batch.header.prefix.iter().map(|run| u64::from(run.blocks.count_ones()) * 4096).sum();
+    let recipe = Message::Batch(batch.clone()).encode().1.len() as u64;
+    let payload = batch.payload.len() as u64;
+    ctx.handle.note(|session| {
+        session.bytes.sent_payload += payload + recipe;
+        session.bytes.delta_base += base;
+        if base > 0 {
+            session.chunks.delta += literals as u64;
+        } else {
+            session.chunks.literal += literals as u64;
+        }
+        session.chunks.known += copies as u64;
+        session.bytes.deduplicated += (copies * CHUNK_BYTES) as u64;
+        if let Some(Entry::Literal { disk, .. } | Entry::Copy { disk, .. }) = batch.header.entries.first()
+            && let Some(disk) = session.disks.get_mut(*disk as usize)
+        {
+            disk.sent_bytes += payload + recipe;
+        }
+    });
+}
