@@ -12,7 +12,8 @@ use vbr_appliance::limits::DRAIN_TIMEOUT;
 use vbr_appliance::supervisor::{Appliance, Service};
 use vbr_appliance::telemetry::logs::{self, LogHandle};
 
-/// RocksDB and many threads: glibc's malloc kept four times the cache's size resident.
+/// RocksDB, zstd and many threads: glibc's malloc kept four times the cache's size resident. It takes the
+/// place of the system's `malloc`, because those two are not Rust.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -21,7 +22,7 @@ const MALLOC_OPTIONS: &[u8] = b"narenas:4,dirty_decay_ms:500,muzzy_decay_ms:0,ba
 /// Few arenas, and freed memory goes back to the system soon: bounds on RSS are promises.
 // SAFETY: jemalloc reads the symbol as a `const char *`; `Option<&u8>` has that layout, and the bytes
 // are static and end with NUL. No other definition of the symbol exists.
-#[unsafe(export_name = "_rjem_malloc_conf")]
+#[unsafe(export_name = "malloc_conf")]
 pub static MALLOC_CONF: Option<&'static u8> = Some(&MALLOC_OPTIONS[0]);
 
 /// Threads that run tasks; disks and hashing have threads of their own.

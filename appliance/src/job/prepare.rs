@@ -4,8 +4,7 @@
 //! to another disk's content are offered to the target in a probe, so that a batch uses nothing it did not
 //! confirm, and so are the 4 KiB blocks of chunks that no anchor explains, as long as that pays. Chunks
 //! with nothing to ask go straight on. Content that the target had is scanned too, where no anchor leads
-//! to it yet: it is part of the newest image. Bounds: as many probes on their way as there are open pages;
-//! the anchors of open chunks (some 40 of 16 bytes each).
+//! to it yet: it is part of the newest image. Bound: as many probes on their way as there are open pages.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -31,8 +30,9 @@ pub type ChunkAnchor = (Anchor, u8);
 pub struct Ready {
     /// Which.
     pub wanted: Wanted,
-    /// Its anchors; none where nobody looked for them.
-    pub anchors: Vec<ChunkAnchor>,
+    /// Somebody looked for its anchors. They are found again when it is packed: a thousand bytes for each
+    /// chunk that waits cost more than 50 µs.
+    pub looked: bool,
     /// Bit for each of its blocks that the target said it knows.
     pub known: u16,
 }
@@ -163,13 +163,13 @@ fn prepare(ctx: &Replication, page: Work, looks: bool) -> Result<Option<Prepared
     let (mut probe, mut asked) = (Probe::default(), Vec::new());
     let mut chunks = Vec::with_capacity(page.wanted.len());
     for wanted in page.wanted {
-        let mut ready = Ready { wanted, anchors: Vec::new(), known: 0 };
-        if looks && !wanted.forced {
+        let looked = looks && !wanted.forced;
+        let ready = Ready { wanted, looked, known: 0 };
+        if looked {
             let data = read(ctx, page.key, wanted.position)?;
             let clocks = &ctx.handle.clocks;
             clocks.source_accelerator.time(|| {
-                ready.anchors = anchors_of(&data);
-                let explained = offer_bases(ctx, &ready.anchors, &mut probe.bases);
+                let explained = offer_bases(ctx, &anchors_of(&data), &mut probe.bases);
                 if !explained && probe.blocks.len() < PROBE_CHUNKS_MAX && pays(ctx) {
                     let chunk = page.key.1 * PAGE_CHUNKS as u64 + wanted.position as u64;
                     let ids = block_ids(&ctx.key, &data)

@@ -27,7 +27,7 @@ use crate::accelerator::effort::{Choice, Controller, Effort, Made, Seen};
 use crate::block::{BlockRead, DomainKey, PageHash};
 use crate::error::Problem;
 use crate::host::VmSnapshot;
-use crate::limits::{BATCHES_PACKED_MAX, SCANS_PER_SESSION_MAX, WORK_QUEUED_MAX};
+use crate::limits::{SCANS_PER_SESSION_MAX, WORK_QUEUED_MAX};
 use crate::repository::manifest::PageTable;
 use crate::repository::source::{SourceRepository, StoredManifest};
 use crate::wire::message::{Message, Open, Sealed};
@@ -99,6 +99,8 @@ pub struct Replication {
     pub keep_sent: bool,
     /// Compressors of the whole appliance.
     pub compressors: Arc<Semaphore>,
+    /// Batches that wait for the one that waits for credit.
+    pub packed_max: usize,
     /// Ends blocking threads of an attempt.
     pub stop: CancellationToken,
 }
@@ -276,7 +278,7 @@ pub async fn replicate(
     let (work_tx, work_rx) = mpsc::channel::<Work>(WORK_QUEUED_MAX);
     // As long as the other, so that the receiver, which feeds both, never waits for the batcher.
     let (ready_tx, ready_rx) = mpsc::channel::<Vec<Ready>>(2 * WORK_QUEUED_MAX);
-    let (out_tx, out_rx) = mpsc::channel::<Outgoing>(BATCHES_PACKED_MAX);
+    let (out_tx, out_rx) = mpsc::channel::<Outgoing>(ctx.packed_max);
     let (durable_tx, durable_rx) = watch::channel(0u64);
     let pipe = Arc::new(Pipe::new(durable_rx));
     let mut parts: JoinSet<Result<(), AttemptError>> = JoinSet::new();

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::ahead::note_ahead;
-use super::prepare::{Ready, anchors_of, block_of};
+use super::prepare::{ChunkAnchor, Ready, anchors_of, block_of};
 use super::replicate::{AttemptError, Replication};
 use super::source_state::SentIds;
 use super::transmit::{Outgoing, Packing, Pipe};
@@ -130,6 +130,7 @@ struct Literal {
     ready: Ready,
     chunk: u64,
     id: ChunkId,
+    anchors: Vec<ChunkAnchor>,
     /// Where its bytes lie in the batch.
     bytes: std::ops::Range<usize>,
 }
@@ -177,7 +178,7 @@ fn build(
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut done = Vec::new();
     while !builder.is_full(choice.plain_bytes) {
-        let Some(mut ready) = queue.pop_front() else { break };
+        let Some(ready) = queue.pop_front() else { break };
         let wanted = ready.wanted;
         if !ctx.state.wants(&wanted) {
             continue;
@@ -203,12 +204,11 @@ fn build(
         } else {
             let from = builder.plain_bytes();
             builder.literal(wanted.disk, chunk, data);
-            // Prepared while the line seemed too fast for bases: its own disk's may serve all the same.
-            if ready.anchors.is_empty() && effort.bases && !wanted.forced {
-                ready.anchors = accelerator.time(|| anchors_of(data));
-            }
-            ctx.bases.note_anchors(!ready.anchors.is_empty() || effort.bases);
-            literals.push(Literal { ready, chunk, id, bytes: from..builder.plain_bytes() });
+            // Also where it was prepared while the line seemed too fast for bases: its own disk's may serve.
+            let looked = ready.looked || (effort.bases && !wanted.forced);
+            let anchors = if looked { accelerator.time(|| anchors_of(data)) } else { Vec::new() };
+            ctx.bases.note_anchors(looked || effort.bases);
+            literals.push(Literal { ready, chunk, id, anchors, bytes: from..builder.plain_bytes() });
         }
         done.push((wanted, id));
     }
@@ -241,7 +241,7 @@ fn gather(ctx: &Replication, literals: &[Literal], builder: &BatchBuilder, choic
         prefix.runs.push(PrefixRun { from, blocks: literal.ready.known });
         prefix::blocks(data, literal.ready.known).for_each(|block| prefix.bytes.extend_from_slice(block));
     }
-    let anchors = literals.iter().flat_map(|literal| &literal.ready.anchors).map(|(anchor, _)| *anchor);
+    let anchors = literals.iter().flat_map(|literal| &literal.anchors).map(|(anchor, _)| *anchor);
     let hits = ctx.bases.anchors.find(anchors);
     let room = (3 * choice.plain_bytes).saturating_sub(prefix.bytes.len());
     let (mut unknown, mut unconfirmed, mut gone) = (0, 0, 0);
@@ -272,7 +272,7 @@ fn keep(ctx: &Replication, literals: &[Literal], builder: &BatchBuilder) {
         let wanted = &literal.ready.wanted;
         if let Some(image) = ctx.bases.building(wanted.disk) {
             let block = |block: u8| block_of(literal.chunk, block);
-            let anchors = literal.ready.anchors.iter().map(|(anchor, at)| (*anchor, block(*at)));
+            let anchors = literal.anchors.iter().map(|(anchor, at)| (*anchor, block(*at)));
             ctx.bases.anchors.put(image, anchors);
         }
         if let Some(data) = builder.plain().get(literal.bytes.clone())

@@ -5,8 +5,9 @@
 
 /// Bytes a window spans.
 pub const WINDOW_BYTES: usize = 64;
-/// One window in 1,024 is an anchor: its hash begins with this many zero bits.
-const SAMPLE_BITS: u32 = 10;
+/// One window in 512 is an anchor: its hash begins with this many zero bits. (One in 1,024 sends 0.4 % more
+/// of the image sequence. A table that is full thins to what it has room for, whatever this says.)
+const SAMPLE_BITS: u32 = 9;
 
 const GEAR: [u64; 256] = gear();
 
@@ -73,9 +74,9 @@ mod tests {
     }
 
     #[test]
-    fn one_window_in_about_a_thousand() {
+    fn one_window_in_about_five_hundred() {
         let count = anchors(&noise(4 << 20, 1)).len();
-        assert!((3400..4800).contains(&count), "{count}");
+        assert!((7200..9200).contains(&count), "{count}");
     }
 
     #[test]
@@ -91,7 +92,7 @@ mod tests {
         let first = anchors(&noise(1 << 16, 7));
         assert_eq!(format!("{:x?}", &first[..2]), GOLDEN);
     }
-    const GOLDEN: &str = "[(49b, Anchor(f124a837fb22f64c)), (671, Anchor(7e83a996feaeab3d))]";
+    const GOLDEN: &str = "[(3d0, Anchor(ee88f7d2ab0ec450)), (49b, Anchor(f124a837fb22f64c))]";
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]

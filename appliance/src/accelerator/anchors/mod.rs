@@ -1,6 +1,6 @@
 //! Content anchors: where, among all disks that were sent, bytes like these lie.
 //!
-//! A gear hash over 64-byte windows, sampled 1 in 1,024, leads from content to a place: a 4 KiB block of
+//! A gear hash over 64-byte windows, sampled 1 in 512, leads from content to a place: a 4 KiB block of
 //! the newest image of a disk. It finds what moved, on any alignment: a database's log that carries its
 //! pages, a package's files in other blocks. The source takes the blocks around each hit as the reference
 //! prefix of a batch.

@@ -1,6 +1,7 @@
 //! The controller on a line, two compressors and a processor in virtual time.
 
 use super::controller::FAST_LINE;
+use super::line::Line;
 use super::*;
 
 const MBIT: f64 = 1e6 / 8.0;
@@ -217,4 +218,49 @@ fn what_does_not_shrink_makes_small_batches() {
     let mut world = World::new(20.0 * MBIT, [1.0; 6]);
     (0..60).for_each(|_| drop(world.batch()));
     assert!(world.controller.batch_bytes() < 640 * 1024);
+}
+
+/// A megabyte that took half a second.
+fn seen(outstanding: u64) -> Seen {
+    Seen { took: Duration::from_millis(500), crossed: 1 << 20, outstanding, ..Seen::default() }
+}
+
+#[test]
+fn a_line_that_is_never_dry_is_measured() {
+    let mut line = Line::new(None);
+    (0..20).for_each(|_| line.seen(seen(3 << 20)));
+    assert!(line.waits() && (line.rate().unwrap() / (2 << 20) as f64 - 1.0).abs() < 0.01, "{line:?}");
+    // A batch became durable late, and two at once after it: no other line.
+    line.seen(Seen { crossed: 0, ..seen(3 << 20) });
+    line.seen(Seen { crossed: 2 << 20, ..seen(3 << 20) });
+    assert!((line.rate().unwrap() / (2 << 20) as f64 - 1.0).abs() < 0.01, "{line:?}");
+}
+
+#[test]
+fn a_guess_that_proves_wrong_is_made_later_the_next_time() {
+    let full = |line: &mut Line| (0..20).for_each(|_| line.seen(seen(3 << 20)));
+    let guessed_after = |line: &mut Line| {
+        let before = line.rate().unwrap();
+        (1..1000).find(|_| {
+            line.seen(seen(0));
+            line.rate().unwrap() > before
+        })
+    };
+    let mut line = Line::new(None);
+    full(&mut line);
+    let mut patience = Vec::new();
+    for _ in 0..7 {
+        patience.push(guessed_after(&mut line).unwrap());
+        assert!(!line.waits());
+        full(&mut line);
+        assert!(line.waits());
+    }
+    assert_eq!(patience, [3, 6, 12, 24, 48, 96, 96]);
+}
+
+#[test]
+fn a_line_of_which_nobody_asked_anything_is_not_taken_for_a_fast_one() {
+    let mut line = Line::new(Some(1e6));
+    (0..500).for_each(|_| line.seen(Seen { idle: Duration::from_millis(300), ..seen(0) }));
+    assert_eq!(line.rate(), Some(1e6));
 }
