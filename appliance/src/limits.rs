@@ -1,7 +1,7 @@
 //! Every bound in the product, in one place, each with its unit in its name.
 //!
 //! A queue, a buffer or a count that is not here does not exist. Values were chosen so that ten
-//! sessions at once stay inside 512 MiB at a source and 768 MiB at a target (see ARCHITECTURE.md).
+//! sessions at once stay inside 256 MiB at a source and 512 MiB at a target (see ARCHITECTURE.md).
 
 use std::time::Duration;
 

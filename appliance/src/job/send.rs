@@ -52,22 +52,18 @@ pub fn batch_loop(
             }
         }
         pipe.idle(start.elapsed());
-        let next = if !queue.is_empty() {
+        if !queue.is_empty() {
             // Room first: what is packed later knows more about the line, and more of what was sent.
             let Ok(room) = runtime.block_on(out.reserve()) else { return Ok(()) };
-            let Some(packed) = pack_next(ctx, &mut queue, &mut sent, pipe)? else {
-                continue; // All of it was to go ahead, and turned out to be there.
-            };
-            room.send(packed);
-            continue;
+            // None where all of it was to go ahead, and turned out to be there.
+            if let Some(packed) = pack_next(ctx, &mut queue, &mut sent, pipe)? {
+                room.send(packed);
+            }
         } else if ctx.state.may_seal() {
             ctx.state.begin_seal();
-            Outgoing::Seal
-        } else {
-            continue;
-        };
-        if runtime.block_on(out.send(next)).is_err() {
-            return Ok(());
+            if runtime.block_on(out.send(Outgoing::Seal)).is_err() {
+                return Ok(());
+            }
         }
     }
 }

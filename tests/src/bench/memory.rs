@@ -81,7 +81,8 @@ pub fn peak(world: &World, what: &str) -> Result<Figure> {
 
 /// The peaks of both sites against their limits.
 fn rss_figures(world: &World, what: &str) -> Result<Vec<Figure>> {
-    let sides = [("source", &world.source, SESSIONS_SOURCE_MAX), ("target", &world.target, SESSIONS_TARGET_MAX)];
+    let sides =
+        [("source", &world.source, SESSIONS_SOURCE_MAX), ("target", &world.target, SESSIONS_TARGET_MAX)];
     sides
         .into_iter()
         .map(|(side, site, limit)| {
