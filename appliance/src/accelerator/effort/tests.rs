@@ -144,7 +144,9 @@ impl World {
     }
 
     fn run(mut self) -> Came {
-        (0..150).for_each(|_| drop(self.batch()));
+        for _ in 0..150 {
+            self.batch();
+        }
         let (from, mut made) = (self.crossed, Vec::new());
         (0..350).for_each(|_| made.push(self.batch()));
         let took = self.crossed - from;
@@ -216,7 +218,9 @@ fn never_much_slower_than_the_best_single_tier() {
 #[test]
 fn what_does_not_shrink_makes_small_batches() {
     let mut world = World::new(20.0 * MBIT, [1.0; 6]);
-    (0..60).for_each(|_| drop(world.batch()));
+    for _ in 0..60 {
+        world.batch();
+    }
     assert!(world.controller.batch_bytes() < 640 * 1024);
 }
 
