@@ -153,6 +153,30 @@ impl Site {
         self.child().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
+    /// SIGSTOP, until every thread stands still, or waits for the kernel for seconds: what comes next finds it
+    /// as a power cut does, without a moment in which it could see its disk fail and tell the other site.
+    pub fn freeze(&self) -> Result<()> {
+        let child = self.child();
+        let Some(pid) = child.as_ref().map(Pid::from_child) else { return Ok(()) };
+        kill_process(pid, Signal::STOP)?;
+        let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
+        let stopped = || -> Result<bool> {
+            for task in std::fs::read_dir(&tasks)? {
+                // After the name, which ends with the last parenthesis, comes the state. None: it is gone.
+                let Ok(stat) = std::fs::read_to_string(task?.path().join("stat")) else { continue };
+                if !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('T') {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(2) && !stopped()? {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
     /// SIGKILL: no goodbye.
     pub fn kill(&self) -> Result<()> {
         if let Some(mut child) = self.child().take() {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use vbr_api::{Job, List, Peer};
 use vbr_tests::disk::{self, MIB};
 use vbr_tests::fault::{Torment, torment};
@@ -39,10 +39,11 @@ fn power_loss(kind: FsKind, at_source: bool, seed: u64) -> Result<()> {
     let plan =
         Torment { world: &world, job: "power", image: &image, strikes: MOMENTS, pause, blocks: 60, seed };
     let sealed = torment(&plan, |_| {
-        fs.power_loss()?;
+        site.freeze().context("freezing vbrd")?;
+        fs.power_loss().context("the power loss")?;
         site.kill()?;
-        fs.remount()?;
-        site.start()?;
+        fs.remount().context("mounting again")?;
+        site.start().context("starting again")?;
         // Pairing and jobs were acknowledged long before.
         ensure!(site.json::<List<Peer>>(&["peer", "list"])?.items.len() == 1, "the pairing is lost");
         let jobs: List<Job> = world.source.json(&["job", "list"])?;
