@@ -76,12 +76,28 @@ impl Pipe {
     /// Counts batches in.
     pub fn packed(&self, packing: Packing, expected: u64) -> Packed {
         let counted = match &packing {
-            Packing::Done(batches) => batches.iter().map(|batch| batch.payload.len() as u64).sum(),
+            Packing::Done(batches) => payload_bytes(batches),
             Packing::Beside(_) => expected,
         };
         self.packed.fetch_add(counted, Ordering::Relaxed);
         Packed { packing, counted }
     }
+
+    /// That much goes to the wire.
+    fn handed_on(&self, payload: u64) {
+        self.sent.fetch_add(payload, Ordering::Relaxed);
+        self.packed.fetch_sub(payload, Ordering::Relaxed);
+    }
+
+    /// What batches came to takes the place of what was expected of them.
+    fn made(&self, counted: u64, batches: &[Batch]) {
+        self.packed.fetch_add(payload_bytes(batches), Ordering::Relaxed);
+        self.packed.fetch_sub(counted, Ordering::Relaxed);
+    }
+}
+
+fn payload_bytes(batches: &[Batch]) -> u64 {
+    batches.iter().map(|batch| batch.payload.len() as u64).sum()
 }
 
 /// Sends batches as credit allows, and the seal when everything is sent.
@@ -114,6 +130,7 @@ pub async fn transmit(
                 (join(packing.await)?, waited)
             }
         };
+        pipe.made(packed.counted, &batches);
         let (now, crossed) = (Instant::now(), *durable.borrow());
         let idle = Duration::from_micros(pipe.idle.swap(0, Ordering::Relaxed));
         if let Some((then, before)) = last.replace((now, crossed)) {
@@ -127,12 +144,11 @@ pub async fn transmit(
             let sent = pipe.sent.load(Ordering::Relaxed);
             let enough = |durable: &u64| *durable >= sent || sent + payload <= *durable + CREDIT_BYTES;
             durable.wait_for(enough).await.map_err(|_| AttemptError::Cancelled)?;
-            pipe.sent.store(sent + payload, Ordering::Relaxed);
+            pipe.handed_on(payload);
             note_batch(&ctx, &batch);
             sender.send(Message::Batch(batch)).await?;
             ctx.handle.clocks.network.add(start);
         }
-        pipe.packed.fetch_sub(packed.counted, Ordering::Relaxed);
     }
     // The queue ends with the attempt; stay until then, so that the end is not taken for a failure.
     std::future::pending().await
@@ -160,4 +176,33 @@ fn note_batch(ctx: &Replication, batch: &Batch) {
             disk.sent_bytes += payload + recipe;
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::message::{BatchHeader, Codec};
+
+    fn batch(bytes: usize) -> Batch {
+        let header = BatchHeader { entries: Vec::new(), prefix: Vec::new(), codec: Codec::Raw, plain_len: 0 };
+        Batch { header, payload: vec![0; bytes].into() }
+    }
+
+    /// Every byte counts once, from the guess of a batch until it is durable.
+    #[tokio::test]
+    async fn the_backlog_counts_every_byte_once() {
+        let (told, durable) = watch::channel(0);
+        let pipe = Pipe::new(durable);
+        let done = pipe.packed(Packing::Done(vec![batch(700), batch(300)]), 5);
+        let beside = tokio::task::spawn_blocking(|| Ok(vec![batch(450)]));
+        let beside = pipe.packed(Packing::Beside(beside), 600);
+        assert_eq!(pipe.backlog(), 1600);
+        pipe.made(done.counted, &[batch(700), batch(300)]);
+        pipe.made(beside.counted, &[batch(450)]);
+        assert_eq!(pipe.backlog(), 1450);
+        [700, 300, 450].into_iter().for_each(|payload| pipe.handed_on(payload));
+        assert_eq!((pipe.backlog(), pipe.outstanding()), (1450, 1450));
+        told.send_replace(1000);
+        assert_eq!((pipe.backlog(), pipe.outstanding()), (450, 450));
+    }
 }

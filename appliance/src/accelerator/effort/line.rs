@@ -45,8 +45,9 @@ pub struct Line {
     rate: Option<f64>,
     /// Bytes and seconds of late, while the line was full.
     full: (f64, f64),
-    /// The stretch that is being measured: bytes, seconds, seconds idle, whether it was full throughout.
+    /// The stretch that is being measured: bytes, seconds, seconds idle.
     open: (f64, f64, f64),
+    /// The line ran dry in it.
     dry: bool,
     waits: bool,
     /// Measurements since the line was last full, and how many are too many.
