@@ -46,6 +46,28 @@ fn a_link_cut_ten_times_in_a_session() -> Result<()> {
     world.prove_latest("cut", &[&image])
 }
 
+/// Asks until there is an answer; how long that takes is not what these tests are about.
+fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        ensure!(Instant::now() < end, "after 30 s it is not so that {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The ports of the connections that carry a session, once there are that many.
+fn carrying(world: &World, count: usize) -> Result<Vec<u16>> {
+    until(&format!("{count} connections carry the session"), || {
+        let senders = world.link()?.counters().senders(10_000);
+        let ports: Vec<u16> =
+            senders.iter().filter(|(_, sent)| *sent > MIB / 4).map(|(port, _)| *port).collect();
+        Ok((ports.len() >= count).then_some(ports))
+    })
+}
+
 #[test]
 fn one_of_several_connections_is_cut_in_a_session() -> Result<()> {
     // CUBIC on a line that loses packets: several connections carry the session.
@@ -61,34 +83,21 @@ fn one_of_several_connections_is_cut_in_a_session() -> Result<()> {
         return Ok(());
     }
     let image = world.path("many.img");
-    disk::random(&image, 64 * MIB + 33, 9)?;
+    disk::random(&image, 96 * MIB + 33, 9)?;
     world.job("many", &image)?;
     world.run_in_background("many")?;
-    let links = |wanted: u32| -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(30);
-        loop {
-            let peer: Peer = world.source.json(&["peer", "show", "dr"])?;
-            if peer.links >= wanted {
-                return Ok(());
-            }
-            ensure!(Instant::now() < end, "{} connections, not {wanted}", peer.links);
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    };
-    links(3)?;
-    std::thread::sleep(Duration::from_secs(2));
-    let senders = world.link()?.counters().senders(10_000);
-    let carried: Vec<_> = senders.iter().filter(|(_, sent)| *sent > MIB / 4).collect();
-    ensure!(carried.len() >= 3, "not all connections carry the session: {senders:?}");
+    let carried = carrying(&world, 3)?;
     // The newest of those that carry, then one of the others once the session runs again.
-    for (number, (port, _)) in [carried[carried.len() - 1], carried[0]].into_iter().enumerate() {
-        world.link()?.reset_connection(*port);
-        std::thread::sleep(Duration::from_millis(1500));
-        let session = world.last_session("many")?;
-        let resumed = session.as_ref().map_or(0, |session| session.resumed);
-        ensure!(resumed as usize > number, "a connection was lost unnoticed: {session:?}");
-        links(3)?;
-        std::thread::sleep(Duration::from_secs(1));
+    for (number, port) in [carried[carried.len() - 1], carried[0]].into_iter().enumerate() {
+        world.link()?.reset_connection(port);
+        until("the loss of a connection is noticed", || {
+            let session = world.last_session("many")?;
+            Ok(session.is_some_and(|session| session.resumed as usize > number).then_some(()))
+        })?;
+        until("there are three connections again", || {
+            let peer: Peer = world.source.json(&["peer", "show", "dr"])?;
+            Ok((peer.links >= 3).then_some(()))
+        })?;
     }
     let session = world.wait("many")?;
     ensure!(session.resumed >= 2, "resumed {} times", session.resumed);

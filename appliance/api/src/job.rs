@@ -192,7 +192,7 @@ pub struct Session {
 /// How hard the source works on what it sends, and why; chosen batch by batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Compression {
-    /// `fast`, `plain`, `balanced`, `best` or `hardest`.
+    /// `fast`, `plain`, `balanced`, `best`, `harder`, `hardest` or `utmost`.
     pub effort: String,
     /// zstd level.
     pub level: i32,

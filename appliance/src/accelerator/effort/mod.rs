@@ -53,7 +53,7 @@ pub struct Effort {
     prior: (f64, f64),
 }
 
-const TIERS: [Effort; 6] = [
+const TIERS: [Effort; 7] = [
     Effort::without_bases("fast", 1, (1.0, 1.0)),
     Effort::without_bases("plain", 3, (1.7, 0.93)),
     Effort::with_bases("balanced", 3, 1 << 20, (23, 20, 19), (3.5, 1.0)),
@@ -62,6 +62,10 @@ const TIERS: [Effort; 6] = [
     Effort {
         search: Some((3, 3)),
         ..Effort::with_bases("hardest", 18, 4 << 20, (25, 22, 23), (64.0, 0.905))
+    },
+    Effort {
+        search: Some((5, 3)),
+        ..Effort::with_bases("utmost", 18, 4 << 20, (25, 22, 23), (77.0, 0.893))
     },
 ];
 /// Where a session begins: small sessions end here, and what is unknown about the line is learned at once.
