@@ -5,8 +5,11 @@
 //! a prefix larger than the batch (measured: 121 MiB instead of 37 on a day of a database). What does not
 //! shrink is found by a probe of the batch, and goes raw.
 
+use std::time::Instant;
+
 use bytes::Bytes;
-use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter, ErrorCode, get_error_name};
+use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective;
+use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter, ErrorCode, InBuffer, OutBuffer, get_error_name};
 
 use super::effort::Effort;
 use crate::block::CHUNK_BYTES;
@@ -15,6 +18,8 @@ use crate::wire::message::{Batch, BatchHeader, Codec, Entry, PrefixRun};
 
 /// Pieces of a batch that the probe looks at.
 const PROBE_PIECES: usize = 16;
+/// A zstd block.
+const BLOCK_BYTES: usize = 128 * 1024;
 /// Bytes in a piece.
 const PROBE_PIECE_BYTES: usize = 4096;
 
@@ -52,6 +57,41 @@ pub struct Prefix {
     pub runs: Vec<PrefixRun>,
     /// Concatenated.
     pub bytes: Vec<u8>,
+}
+
+/// How hard a batch is worked on.
+pub struct Work {
+    effort: Effort,
+    limit: Option<(Instant, Effort)>,
+    late: Option<f64>,
+}
+
+impl Work {
+    /// As long as it takes.
+    pub fn of(effort: &Effort) -> Self {
+        Self { effort: *effort, limit: None, late: None }
+    }
+
+    /// Until then; what is not done is begun again with `instead`.
+    pub fn until(effort: &Effort, until: Instant, instead: &Effort) -> Self {
+        Self { limit: Some((until, *instead)), ..Self::of(effort) }
+    }
+
+    /// The part that was done when the time was up, if it was.
+    pub fn late(&self) -> Option<f64> {
+        self.late
+    }
+
+    fn compress(&mut self, plain: &[u8], prefix: &[u8]) -> Result<Vec<u8>, BatchError> {
+        let Some((until, instead)) = &self.limit else { return compress(plain, prefix, &self.effort) };
+        match compress_until(plain, prefix, &self.effort, *until)? {
+            Ok(stored) => Ok(stored),
+            Err(part) => {
+                self.late = Some(part);
+                compress(plain, prefix, instead)
+            }
+        }
+    }
 }
 
 /// Gathers the chunks of one batch.
@@ -108,8 +148,8 @@ impl BatchBuilder {
 
     /// Closes the batch. What came out larger than a message may be (content that looked as if it shrank)
     /// is cut into smaller ones, without bases.
-    pub fn finish(self, prefix: Prefix, effort: &Effort) -> Result<Vec<Batch>, BatchError> {
-        let whole = pack(&self.entries, &self.plain, prefix, effort)?;
+    pub fn finish(self, prefix: Prefix, work: &mut Work) -> Result<Vec<Batch>, BatchError> {
+        let whole = pack(&self.entries, &self.plain, prefix, work)?;
         if whole.payload.len() <= BATCH_STORED_BYTES_MAX {
             return Ok(vec![whole]);
         }
@@ -119,7 +159,7 @@ impl BatchBuilder {
             if last || end - from + CHUNK_BYTES > BATCH_STORED_BYTES_MAX / 2 {
                 let (entries, plain) = (self.entries.get(first..=n), self.plain.get(from..*end));
                 let part =
-                    pack(entries.unwrap_or_default(), plain.unwrap_or_default(), Prefix::default(), effort)?;
+                    pack(entries.unwrap_or_default(), plain.unwrap_or_default(), Prefix::default(), work)?;
                 batches.push(part);
                 (first, from) = (n + 1, *end);
             }
@@ -128,14 +168,14 @@ impl BatchBuilder {
     }
 }
 
-fn pack(entries: &[Entry], plain: &[u8], prefix: Prefix, effort: &Effort) -> Result<Batch, BatchError> {
+fn pack(entries: &[Entry], plain: &[u8], prefix: Prefix, work: &mut Work) -> Result<Batch, BatchError> {
     let plain_len = plain.len() as u32;
     let mut header =
         BatchHeader { entries: entries.to_vec(), prefix: Vec::new(), codec: Codec::Raw, plain_len };
     if plain.is_empty() || (prefix.bytes.is_empty() && !shrinks(plain)?) {
         return Ok(Batch { header, payload: Bytes::copy_from_slice(plain) });
     }
-    let stored = compress(plain, &prefix.bytes, effort)?;
+    let stored = work.compress(plain, &prefix.bytes)?;
     if stored.len() >= plain.len() {
         return Ok(Batch { header, payload: Bytes::copy_from_slice(plain) });
     }
@@ -154,8 +194,7 @@ fn shrinks(plain: &[u8]) -> Result<bool, BatchError> {
     Ok(compress(&sample, &[], &Effort::PROBE)?.len() < sample.len() / 100 * 97)
 }
 
-/// One frame. The buffer is never larger than zstd's own bound for this much data.
-fn compress(plain: &[u8], prefix: &[u8], effort: &Effort) -> Result<Vec<u8>, BatchError> {
+fn context(effort: &Effort) -> Result<CCtx<'static>, BatchError> {
     let mut context = CCtx::create();
     context.set_parameter(CParameter::CompressionLevel(effort.level))?;
     context.set_parameter(CParameter::WindowLog(effort.window_log))?;
@@ -168,6 +207,12 @@ fn compress(plain: &[u8], prefix: &[u8], effort: &Effort) -> Result<Vec<u8>, Bat
         context.set_parameter(CParameter::MinMatch(min_match))?;
     }
     context.set_parameter(CParameter::ContentSizeFlag(false))?;
+    Ok(context)
+}
+
+/// One frame. The buffer is never larger than zstd's own bound for this much data.
+fn compress(plain: &[u8], prefix: &[u8], effort: &Effort) -> Result<Vec<u8>, BatchError> {
+    let mut context = context(effort)?;
     if !prefix.is_empty() {
         context.ref_prefix(prefix)?;
     }
@@ -175,6 +220,40 @@ fn compress(plain: &[u8], prefix: &[u8], effort: &Effort) -> Result<Vec<u8>, Bat
     context.compress2(&mut stored, plain)?;
     stored.shrink_to_fit(); // It waits in queues; the bound is as large as the plain data.
     Ok(stored)
+}
+
+/// The same, block by block, with a look at the clock before each: the frame, or the part that was done
+/// when the time was up.
+fn compress_until(
+    plain: &[u8],
+    prefix: &[u8],
+    effort: &Effort,
+    until: Instant,
+) -> Result<Result<Vec<u8>, f64>, BatchError> {
+    let mut context = context(effort)?;
+    // Without it tables and window are those of a stream that never ends.
+    context.set_pledged_src_size(Some(plain.len() as u64))?;
+    if !prefix.is_empty() {
+        context.ref_prefix(prefix)?;
+    }
+    let mut stored = Vec::with_capacity(zstd::zstd_safe::compress_bound(plain.len()));
+    let mut output = OutBuffer::around(&mut stored);
+    for (n, block) in plain.chunks(BLOCK_BYTES).enumerate() {
+        if Instant::now() > until {
+            return Ok(Err((n * BLOCK_BYTES) as f64 / plain.len() as f64));
+        }
+        let mut input = InBuffer::around(block);
+        while input.pos() < block.len() {
+            context.compress_stream2(&mut output, &mut input, ZSTD_EndDirective::ZSTD_e_continue)?;
+        }
+    }
+    let mut nothing = InBuffer::around(&[]);
+    if context.compress_stream2(&mut output, &mut nothing, ZSTD_EndDirective::ZSTD_e_end)? != 0 {
+        return Err(BatchError::Codec("a frame is larger than its bound"));
+    }
+    drop(output);
+    stored.shrink_to_fit();
+    Ok(Ok(stored))
 }
 
 /// The plain data of a batch, given the bytes of its prefix. Allocates no more than the recipe's bounded
@@ -214,9 +293,35 @@ mod tests {
         for (n, chunk) in chunks.iter().enumerate() {
             builder.literal(1, n as u64, chunk);
         }
-        let mut batches = builder.finish(prefix, effort).unwrap();
+        let mut batches = builder.finish(prefix, &mut Work::of(effort)).unwrap();
         assert_eq!(batches.len(), 1);
         batches.remove(0)
+    }
+
+    #[test]
+    fn what_takes_too_long_is_begun_again_with_less() {
+        let tiers = Effort::tiers();
+        let text: Vec<u8> =
+            (0..200_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_string().into_bytes()).collect();
+        let text = &text[..CHUNK_BYTES * 16];
+        let builder = || {
+            let mut builder = BatchBuilder::default();
+            text.chunks(CHUNK_BYTES).enumerate().for_each(|(n, data)| builder.literal(0, n as u64, data));
+            builder
+        };
+        let hour = std::time::Duration::from_secs(3600);
+        let mut whole = Work::of(&tiers[6]);
+        let mut early = Work::until(&tiers[6], Instant::now() + hour, &tiers[1]);
+        let mut late = Work::until(&tiers[6], Instant::now(), &tiers[1]);
+        let mut plain = Work::of(&tiers[1]);
+        let stored = [&mut whole, &mut early, &mut late, &mut plain].map(|work| {
+            let batches = builder().finish(Prefix::default(), work).unwrap();
+            assert_eq!(decode(&batches[0], &[]).unwrap(), text);
+            batches[0].payload.len()
+        });
+        assert_eq!((whole.late(), early.late(), late.late()), (None, None, Some(0.0)));
+        assert_eq!(stored[2], stored[3]);
+        assert!(stored[0] < stored[3] && stored[1].abs_diff(stored[0]) < stored[0] / 500, "{stored:?}");
     }
 
     #[test]
@@ -240,7 +345,7 @@ mod tests {
         }
         assert!(!builder.is_full(BATCH_PLAIN_BYTES_MAX + CHUNK_BYTES) || builder.plain_bytes() == 4 << 20);
         let plain = builder.plain().to_vec();
-        let batches = builder.finish(Prefix::default(), &Effort::tiers()[3]).unwrap();
+        let batches = builder.finish(Prefix::default(), &mut Work::of(&Effort::tiers()[3])).unwrap();
         assert!(batches.len() > 1);
         assert!(batches.iter().all(|batch| batch.payload.len() <= BATCH_STORED_BYTES_MAX));
         let joined: Vec<u8> = batches.iter().flat_map(|batch| decode(batch, &[]).unwrap()).collect();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::batch::{BatchBuilder, Prefix, decode};
+use super::batch::{BatchBuilder, Prefix, Work, decode};
 use super::effort::Effort;
 use crate::block::{CHUNK_BYTES, ShortId};
 use crate::limits::{BATCH_PLAIN_BYTES_MAX, BATCH_STORED_BYTES_MAX};
@@ -55,7 +55,7 @@ fn corpus() -> Vec<(Vec<u8>, Vec<u8>)> {
         let runs = (0..3).map(|chunk| PrefixRun { from: from(chunk), blocks: u16::MAX }).collect();
         let prefix = if effort.bases { Prefix { runs, bytes: base.clone() } } else { Prefix::default() };
         let bytes = prefix.bytes.clone();
-        for batch in builder.finish(prefix, effort).unwrap() {
+        for batch in builder.finish(prefix, &mut Work::of(effort)).unwrap() {
             let (kind, head, tail) = Message::Batch(batch).encode();
             assert_eq!(kind, BATCH);
             all.push(([&head[..], &tail[..]].concat(), bytes.clone()));

@@ -16,7 +16,7 @@ use super::manager::JobManager;
 use super::replicate::Base;
 use super::repositories::problem;
 use super::snapshot::resolve;
-use crate::accelerator::batch::{BatchBuilder, Prefix};
+use crate::accelerator::batch::{BatchBuilder, Prefix, Work};
 use crate::accelerator::effort::Controller;
 use crate::accelerator::shared_filter::SharedFilter;
 use crate::accelerator::{identify, recipe};
@@ -226,10 +226,10 @@ fn sample(snapshot: &VmSnapshot, places: &[(usize, u64)]) -> Result<f64, Problem
         builder.literal(0, *chunk, &data);
         if builder.is_full(effort.batch_bytes) {
             let full = std::mem::take(&mut builder);
-            stored += payload_bytes(&full.finish(none(), &effort).map_err(|e| internal(&e))?);
+            stored += payload_bytes(&full.finish(none(), &mut Work::of(&effort)).map_err(|e| internal(&e))?);
         }
     }
-    stored += payload_bytes(&builder.finish(none(), &effort).map_err(|e| internal(&e))?);
+    stored += payload_bytes(&builder.finish(none(), &mut Work::of(&effort)).map_err(|e| internal(&e))?);
     Ok(if sampled == 0 { 0.0 } else { stored as f64 / sampled as f64 })
 }
 

@@ -3,7 +3,7 @@
 use vbr_api::Moment;
 
 use super::*;
-use crate::accelerator::batch::{BatchBuilder, Prefix};
+use crate::accelerator::batch::{BatchBuilder, Prefix, Work};
 use crate::accelerator::effort::Controller;
 use crate::accelerator::shared_filter::SharedSet;
 use crate::database::Database;
@@ -76,7 +76,7 @@ fn batch(literals: &[(u64, u8)], copies: &[(u64, u8)]) -> Batch {
     let mut builder = BatchBuilder::default();
     literals.iter().for_each(|(chunk, n)| builder.literal(0, *chunk, &content(*n)));
     copies.iter().for_each(|(chunk, n)| builder.copy(0, *chunk, short(*n)));
-    builder.finish(Prefix::default(), &Controller::default().effort()).unwrap().remove(0)
+    builder.finish(Prefix::default(), &mut Work::of(&Controller::default().effort())).unwrap().remove(0)
 }
 
 fn needed(applied: &Applied) -> Vec<usize> {

@@ -20,8 +20,8 @@ use super::prepare::{ChunkAnchor, Ready, anchors_of, block_of};
 use super::replicate::{AttemptError, Replication};
 use super::source_state::SentIds;
 use super::transmit::{Outgoing, Packing, Pipe};
-use crate::accelerator::batch::{BatchBuilder, Prefix};
-use crate::accelerator::effort::{Choice, Made};
+use crate::accelerator::batch::{BatchBuilder, Prefix, Work};
+use crate::accelerator::effort::{Choice, Late, Made};
 use crate::accelerator::prefix;
 use crate::block::{CHUNK_BYTES, ChunkId, Geometry, PAGE_CHUNKS};
 use crate::error::Problem;
@@ -148,12 +148,24 @@ impl Gathered {
         let start = Instant::now();
         let (plain, sampled) = (self.builder.plain_bytes(), self.builder.expected_bytes());
         let accelerator = &ctx.handle.clocks.source_accelerator;
+        let until = (start + choice.within).checked_sub(before).unwrap_or(start);
+        let mut work = match choice.beside {
+            true => Work::until(&choice.effort, until, &choice.instead),
+            false => Work::of(&choice.effort),
+        };
         let batches = accelerator
-            .time(|| self.builder.finish(self.prefix, &choice.effort))
+            .time(|| self.builder.finish(self.prefix, &mut work))
             .map_err(|e| Problem::new("internal", "packing a batch", e.to_string(), "report this"))?;
         let stored = batches.iter().map(|batch| batch.payload.len()).sum();
-        let work = before + start.elapsed();
-        let made = Made { tier: choice.effort.tier(), plain, stored, sampled, work };
+        let (tier, took) = (choice.effort.tier(), start.elapsed());
+        let late = work.late().map(|part| Late { tier, part, work: before + took.min(until - start) });
+        let made = match late {
+            None => Made { tier, plain, stored, sampled, work: before + took, late },
+            Some(late) => {
+                let work = (before + took).saturating_sub(late.work);
+                Made { tier: choice.instead.tier(), plain, stored, sampled, work, late: Some(late) }
+            }
+        };
         tracing::debug!(effort = choice.effort.name, ?made, "a batch was made");
         ctx.batch_made(made);
         Ok(batches)

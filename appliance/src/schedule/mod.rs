@@ -1,5 +1,26 @@
 //! When a job is due. Sans-IO: time is handed in.
 //!
-//! `calendar`: expressions in systemd's syntax.
+//! `calendar`: expressions in systemd's syntax. `window`: the hours in which something may run.
 
 pub mod calendar;
+pub mod window;
+
+use std::fmt;
+
+/// Why an expression is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Malformed(String);
+
+impl Malformed {
+    fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Malformed {}

@@ -1,5 +1,7 @@
 //! The choice of an effort for each batch of one session.
 
+use std::time::Duration;
+
 use super::line::{Line, PAST_SECONDS, Seen};
 use super::{Choice, Effort, FIRST, Made, TIERS};
 
@@ -17,8 +19,12 @@ const STORED_BYTES_SLOW: f64 = 1200.0 * 1024.0;
 const SLOW_LINE: f64 = 6.25e6;
 /// The same where data does not shrink: it gains nothing from company.
 const RAW_BYTES_TARGET: f64 = 512.0 * 1024.0;
-/// The share of the time until the line runs dry that a batch may take: what it takes is an estimate.
-const OF_THE_TIME: f64 = 0.75;
+/// The share of the time until the line runs dry that a batch may be expected to take.
+const OF_THE_TIME: f64 = 0.6;
+/// The share after which it is given up for what can be kept up, less twice the time for that.
+const OF_THE_TIME_MAX: f64 = 0.9;
+/// A batch that was given up says this much of its tier at most: what it stumbled over may be rare.
+const LATE_MAX: f64 = 2.0;
 /// Batches before the first decision: the very first ones are slow (memory is new, caches are cold).
 const BATCHES_FIRST: u32 = 3;
 /// Batches after which what a tier put out is forgotten, so that it is tried again.
@@ -101,6 +107,12 @@ impl Controller {
         let smooth = |old: f64, new: f64| old + NEW * (new - old);
         let older = |(value, age): (f64, u32)| Some((value, age + 1)).filter(|(_, age)| *age < FORGET_AFTER);
         self.work.iter_mut().for_each(|slot| *slot = slot.and_then(older));
+        if let Some(late) = made.late.filter(|late| late.tier < TIERS.len()) {
+            let whole = late.work.as_secs_f64() / late.part.max(0.01) / plain;
+            let known = self.seconds(late.tier);
+            let slower = if known > 0.0 { whole.min(known * LATE_MAX) } else { whole };
+            self.work[late.tier] = Some((smooth(known, slower), 0));
+        }
         self.gain = self.gain.and_then(older);
         let slot = &mut self.work[tier];
         *slot = Some((slot.map_or(work / plain, |(old, _)| smooth(old, work / plain)), 0));
@@ -117,23 +129,29 @@ impl Controller {
     /// The next batch, of `gathered` plain bytes at most. `backlog`: bytes that are packed, or being packed,
     /// and not durable yet.
     pub fn choose(&mut self, backlog: u64, gathered: usize) -> Choice {
+        let mut within = 0.0;
         if let Some(line) = self.line.rate().filter(|_| self.batches >= BATCHES_FIRST) {
             let known = self.work.iter().rposition(Option::is_some).unwrap_or(self.kept_up);
             self.kept_up = self.cheapest(line).min(known + 1);
-            let time = (backlog as f64 / line - PAST_SECONDS) * OF_THE_TIME;
+            let dry = backlog as f64 / line - PAST_SECONDS;
             let ready = |tier: &usize| {
                 let plain = self.plain_bytes(*tier).min(gathered) as f64;
-                self.stored(*tier) < self.stored(self.kept_up) && self.seconds(*tier) * plain <= time
+                self.stored(*tier) < self.stored(self.kept_up)
+                    && self.seconds(*tier) * plain <= dry * OF_THE_TIME
             };
             // One step at a time upwards: what is not measured is a guess.
             let beyond = (self.kept_up + 1..TIERS.len().min(known + 2)).rev();
             let harder = beyond.filter(|_| self.line.waits()).find(ready);
             self.tier = harder.unwrap_or(self.kept_up);
+            let plain = self.plain_bytes(self.tier).min(gathered) as f64;
+            within = dry * OF_THE_TIME_MAX - 2.0 * self.seconds(self.kept_up) * plain;
         }
         Choice {
             effort: TIERS[self.tier],
             plain_bytes: self.plain_bytes(self.tier),
             beside: self.tier > self.kept_up,
+            within: Duration::try_from_secs_f64(within).unwrap_or_default(),
+            instead: TIERS[self.kept_up],
             ratio: if self.raw { 1.0 } else { self.stored(self.tier) },
         }
     }

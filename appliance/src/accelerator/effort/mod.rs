@@ -63,10 +63,7 @@ const TIERS: [Effort; 7] = [
         search: Some((3, 3)),
         ..Effort::with_bases("hardest", 18, 4 << 20, (25, 22, 23), (64.0, 0.905))
     },
-    Effort {
-        search: Some((5, 3)),
-        ..Effort::with_bases("utmost", 18, 4 << 20, (25, 22, 23), (77.0, 0.893))
-    },
+    Effort { search: Some((5, 3)), ..Effort::with_bases("utmost", 18, 4 << 20, (25, 22, 23), (77.0, 0.893)) },
 ];
 /// Where a session begins: small sessions end here, and what is unknown about the line is learned at once.
 const FIRST: usize = 3;
@@ -123,6 +120,19 @@ pub struct Made {
     pub sampled: usize,
     /// Time it took, without waiting for anything.
     pub work: Duration,
+    /// Where a harder effort was given up for this one.
+    pub late: Option<Late>,
+}
+
+/// An effort that took too long.
+#[derive(Clone, Copy, Debug)]
+pub struct Late {
+    /// Its place among the tiers.
+    pub tier: usize,
+    /// The part of the batch that was done.
+    pub part: f64,
+    /// Time that took.
+    pub work: Duration,
 }
 
 /// The next batch.
@@ -132,8 +142,13 @@ pub struct Choice {
     pub effort: Effort,
     /// Its plain bytes, at most.
     pub plain_bytes: usize,
-    /// More than can be kept up: other batches are made meanwhile.
+    /// More than can be kept up: other batches are made meanwhile, and after `within` it is given up for
+    /// `instead`.
     pub beside: bool,
+    /// Time for it.
+    pub within: Duration,
+    /// What can be kept up.
+    pub instead: Effort,
     /// Stored bytes to expect for each plain byte.
     pub ratio: f64,
 }

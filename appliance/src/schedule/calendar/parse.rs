@@ -1,12 +1,12 @@
 //! The syntax of calendar expressions, with errors that say where and what instead.
 
-use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::{ALL_WEEKDAYS, Calendar, Component, DAY as DAY_UNIT, SECOND, Values, YEAR_MAX, YEAR_MIN, fields};
+use crate::schedule::Malformed;
 
 /// Longest list in one place.
 const COMPONENTS_MAX: usize = 240;
@@ -14,20 +14,8 @@ const WEEKDAYS: [&str; 7] = ["monday", "tuesday", "wednesday", "thursday", "frid
 /// Days before the end of a month that every month has.
 const FROM_THE_END_MAX: i32 = 28;
 
-/// Why an expression is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Malformed(String);
-
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Malformed {}
-
 fn malformed<T>(why: impl Into<String>) -> Result<T, Malformed> {
-    Err(Malformed(why.into()))
+    Err(Malformed::new(why))
 }
 
 /// What is left to read.
@@ -218,8 +206,18 @@ fn zone_of(expression: &str) -> (&str, Option<TimeZone>) {
     }
 }
 
-/// The days named, one bit each; all where none are.
-fn weekdays(input: &mut Input<'_>) -> Result<u8, Malformed> {
+/// Days as in `Mon..Fri,Sun`, one bit each, Monday first; all where none are named.
+pub fn weekdays(text: &str) -> Result<u8, Malformed> {
+    let mut input = Input(text.trim());
+    let days = take_weekdays(&mut input)?;
+    match input.at_end() {
+        true => Ok(days),
+        false => malformed(format!("{} nothing more was expected after the weekdays", input.place())),
+    }
+}
+
+/// The days named at the beginning; all where none are.
+fn take_weekdays(input: &mut Input<'_>) -> Result<u8, Malformed> {
     let (mut days, mut range): (u8, Option<usize>) = (0, None);
     loop {
         let end = input.0.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(input.0.len());
@@ -360,10 +358,12 @@ impl FromStr for Calendar {
         let word = expression.to_ascii_lowercase();
         let mut input = Input(spelled_out(&word).unwrap_or(expression));
         let mut calendar = Self::blank(zone);
-        calendar.weekdays = weekdays(&mut input)?;
+        calendar.weekdays = take_weekdays(&mut input)?;
         if input.take("@") {
-            let seconds =
-                input.0.parse().map_err(|_| Malformed(format!("@{} is no number of seconds", input.0)))?;
+            let seconds = input
+                .0
+                .parse()
+                .map_err(|_| Malformed::new(format!("@{} is no number of seconds", input.0)))?;
             let days = calendar.weekdays;
             return Ok(Self { weekdays: days, ..Self::moment(seconds)? });
         }
