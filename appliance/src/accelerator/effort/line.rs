@@ -10,6 +10,9 @@ use std::time::Duration;
 
 /// A line that is never full is taken to be this much faster than last seen, now and then.
 const FASTER: f64 = 1.5;
+/// The same while nobody ever saw it full: from nothing to a rack's in a few guesses, for until then each byte costs
+/// work that the line is too fast for.
+const FASTER_UNSEEN: f64 = 3.0;
 /// Measurements of a line that ran dry before it is taken to be faster: of one that nobody saw full, of
 /// one that is known, and at most. It doubles each time the guess proves wrong.
 const PATIENCE: (u32, u32, u32) = (3, 12, 96);
@@ -53,6 +56,7 @@ pub struct Line {
     /// Measurements since the line was last full, and how many are too many.
     unfilled: u32,
     patience: u32,
+    seen_full: bool,
     /// What the line took before it was taken to be faster.
     guessed_from: Option<f64>,
 }
@@ -61,7 +65,7 @@ impl Line {
     /// As it was the last time.
     pub fn new(rate: Option<f64>) -> Self {
         let patience = if rate.is_some() { PATIENCE.1 } else { PATIENCE.0 };
-        Self { rate, waits: true, patience, ..Self::default() }
+        Self { rate, waits: true, patience, seen_full: rate.is_some(), ..Self::default() }
     }
 
     /// Bytes a second.
@@ -94,13 +98,14 @@ impl Line {
                 let right = rate > before * (1.0 + FASTER) / 2.0;
                 self.patience = if right { PATIENCE.0 } else { (self.patience * 2).min(PATIENCE.2) };
             }
-            (self.waits, self.unfilled) = (true, 0);
+            (self.waits, self.unfilled, self.seen_full) = (true, 0, true);
         } else if idle < seconds * IDLE {
             self.unfilled += 1;
             if self.unfilled >= self.patience {
                 let least = bytes / seconds;
                 self.guessed_from = self.guessed_from.or(self.rate);
-                self.rate = Some(self.rate.map_or(least, |rate| (rate * FASTER).max(least)).max(RATE_MIN));
+                let faster = if self.seen_full { FASTER } else { FASTER_UNSEEN };
+                self.rate = Some(self.rate.map_or(least, |rate| (rate * faster).max(least)).max(RATE_MIN));
                 (self.waits, self.unfilled, self.full) = (false, 0, (0.0, 0.0));
             }
         }
