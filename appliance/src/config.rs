@@ -21,6 +21,7 @@ pub use file::KEYS;
 pub use values::{parse_duration, parse_rate, parse_size};
 
 use crate::error::Problem;
+use crate::schedule::window::Window;
 
 /// Largest configuration file that is read.
 pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -180,6 +181,8 @@ pub struct Config {
     pub source: SourceSection,
     /// No restore point younger than this retires, whatever a source asks.
     pub retention_min_age: Duration,
+    /// The hours in which jobs run by themselves; any where there is none.
+    pub window: Option<Window>,
     /// Unix socket of the management API.
     pub socket: PathBuf,
     /// `[log]`
@@ -295,13 +298,14 @@ impl Config {
     pub fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
         let sockets = |c: &Config| (c.wire.transport, c.wire.congestion, c.wire.connections);
         let wire = |c: &Config| (c.wire.listen.clone(), c.wire.advertise.clone(), sockets(c));
-        let checks: [(&'static str, bool); 10] = [
+        let checks: [(&'static str, bool); 11] = [
             ("--state", self.state != new.state),
             ("site.name", self.site != new.site),
             (WIRE_RESTARTS, wire(self) != wire(new)),
             ("datastore", self.datastores != new.datastores),
             ("cache", self.cache != new.cache),
             ("source", self.source != new.source),
+            ("schedule.window", self.window != new.window),
             ("api.socket", self.socket != new.socket),
             ("log.format", self.log.format != new.log.format),
             ("memory.database", self.database_memory_bytes != new.database_memory_bytes),

@@ -100,6 +100,21 @@ pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
+/// A span as [`parse_span`] reads it: `1h30m`, nothing lost.
+pub fn exact_span(ms: u64) -> String {
+    let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+    let mut rest = ms;
+    let mut text = String::new();
+    for (unit, length) in units {
+        let number = rest / length;
+        rest %= length;
+        if number > 0 {
+            text += &format!("{number}{unit}");
+        }
+    }
+    if text.is_empty() { "0s".into() } else { text }
+}
+
 /// A span as people write it: `90s`, `10m`, `1h30m`, `2d`, `500ms`.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a span of time: say 90s, 10m, 1h30m or 2d");
@@ -143,6 +158,10 @@ mod tests {
         assert_eq!(rate(8_000_000), "8.0 Mbit/s");
         assert_eq!(rate(999_999_999), "1.0 Gbit/s");
         assert_eq!(span(450), "450 ms");
+        for ms in [0, 1, 900_000, 5_400_000, 90_061_001] {
+            assert_eq!(parse_span(&exact_span(ms)), Ok(Duration::from_millis(ms)));
+        }
+        assert_eq!(exact_span(5_400_000), "1h30m");
         assert_eq!(span(1_500), "1.5 s");
         assert_eq!(span(185_000), "3 min 5 s");
         assert_eq!(span(7_200_000), "2 h");

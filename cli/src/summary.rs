@@ -158,7 +158,8 @@ fn state_words(session: &Session) -> String {
     let mut words = session.state.as_str().to_string();
     match session.state {
         SessionState::Waiting => words.push_str(" for the link or the target; it goes on by itself"),
-        SessionState::Suspended => words.push_str(" at a durable position; it goes on when vbrd does"),
+        SessionState::Suspended => words
+            .push_str(" at a durable position; it goes on by itself: in its next window, or when vbrd does"),
         _ => {}
     }
     match session.resumed {

@@ -111,6 +111,7 @@ impl Site {
             .arg(&self.socket)
             .args(["--listen", &config.listen, "--name", &config.name])
             .env("RUNTIME_DIRECTORY", config.home.join("run"))
+            .env("TZ", "UTC")
             .env_remove("STATE_DIRECTORY")
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())

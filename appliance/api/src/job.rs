@@ -64,6 +64,27 @@ pub struct DiskVolume {
     pub reason: String,
 }
 
+/// When a job runs by itself: at most one of `every_ms`, `at`, `after`, `continuous`; never without one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    /// From start to start, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every_ms: Option<u64>,
+    /// A calendar expression in systemd's syntax.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+    /// After each success of this job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// Again as soon as it ended.
+    #[serde(default)]
+    pub continuous: bool,
+    /// The hours in which it may run: `20:00-06:00`, `Mon..Fri 20:00-06:00`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
+}
+
 /// A job's definition: `POST /v1/jobs`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -82,6 +103,9 @@ pub struct JobSpec {
     /// `keep`, or `auto`: free space inside the disks need not travel.
     #[serde(default)]
     pub free_space: FreeSpace,
+    /// When it runs by itself.
+    #[serde(default)]
+    pub schedule: Schedule,
     #[serde(default = "enabled_by_default")]
     pub enabled: bool,
 }
@@ -104,6 +128,10 @@ pub struct Job {
     #[schema(value_type = Option<String>)]
     pub last_success_at: Option<Moment>,
     pub rpo_lag_ms: Option<u64>,
+    /// When it starts, or goes on, by itself.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub next_run_at: Option<Moment>,
 }
 
 /// `POST /v1/jobs/{name}/run`

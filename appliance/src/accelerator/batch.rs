@@ -251,7 +251,6 @@ fn compress_until(
     if context.compress_stream2(&mut output, &mut nothing, ZSTD_EndDirective::ZSTD_e_end)? != 0 {
         return Err(BatchError::Codec("a frame is larger than its bound"));
     }
-    drop(output);
     stored.shrink_to_fit();
     Ok(Ok(stored))
 }

@@ -30,6 +30,7 @@ pub const KEYS: &[&str] = &[
     "source.snapshot_dirs",
     "source.snapshot_floor",
     "retention.min_age",
+    "schedule.window",
     "api.socket",
     "log.level",
     "log.format",
@@ -51,6 +52,7 @@ pub(super) struct File {
     pub cache: Cache,
     pub source: Source,
     pub retention: Retention,
+    pub schedule: Schedule,
     pub api: Api,
     pub log: Log,
     pub memory: Memory,
@@ -100,6 +102,12 @@ pub(super) struct Source {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Retention {
     pub min_age: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Schedule {
+    pub window: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

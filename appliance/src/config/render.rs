@@ -38,6 +38,10 @@ pub(super) fn render(config: &Config) -> String {
     line(format!("snapshot_floor = \"{}B\"", config.source.snapshot_floor_bytes));
     line("\n[retention]".into());
     line(format!("min_age = \"{}s\"", config.retention_min_age.as_secs()));
+    if let Some(window) = &config.window {
+        line("\n[schedule]".into());
+        line(format!("window = {}", quoted(&window.to_string())));
+    }
     line("\n[api]".into());
     line(format!("socket = {}", path(&config.socket)));
     line("\n[log]".into());

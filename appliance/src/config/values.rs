@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use crate::schedule::Malformed;
+use crate::schedule::window::Window;
+
 use super::{Config, ConfigError, ConfigFault, Congestion, LogFormat, Transport};
 
 /// More faults than this help nobody.
@@ -89,6 +92,11 @@ impl Checker {
 
     pub fn duration(&mut self, key: &str, value: &Spanned<String>) -> Option<Duration> {
         let parsed = parse_duration(value.get_ref());
+        self.taken(key, value, parsed)
+    }
+
+    pub fn window(&mut self, key: &str, value: &Spanned<String>) -> Option<Window> {
+        let parsed = value.get_ref().parse().map_err(|why: Malformed| why.to_string());
         self.taken(key, value, parsed)
     }
 

@@ -37,6 +37,7 @@ fn job(spec: JobSpec) -> Job {
         last_state: None,
         last_success_at: None,
         rpo_lag_ms: None,
+        next_run_at: None,
     }
 }
 

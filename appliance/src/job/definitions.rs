@@ -12,6 +12,7 @@ use vbr_api::{JobSpec, Moment, name_is_valid};
 
 use crate::error::Problem;
 use crate::limits::DISKS_MAX;
+use crate::schedule::rule::Rule;
 
 /// A job on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +134,13 @@ pub fn check(spec: &JobSpec) -> Result<(), Problem> {
             "ask for at least one restore point",
         ));
     }
+    if let Err(why) = Rule::parse(&spec.name, &spec.schedule, None) {
+        return Err(Problem::invalid(
+            what,
+            why.to_string(),
+            "for example --every 15m, or --at 'Mon..Fri 02:00' --window '20:00-06:00'; vbrctl job create --help",
+        ));
+    }
     let (peer, datastore) = split_target(&spec.target);
     if !name_is_valid(peer) || datastore.is_some_and(|name| !name_is_valid(name)) {
         return Err(Problem::invalid(
@@ -166,6 +174,7 @@ mod tests {
             target: "dr".into(),
             keep: Some(14),
             free_space: vbr_api::FreeSpace::Auto,
+            schedule: vbr_api::Schedule { every_ms: Some(900_000), ..Default::default() },
             enabled: true,
         }
     }
@@ -189,7 +198,7 @@ mod tests {
     #[test]
     fn bad_definitions_are_refused() {
         assert!(check(&spec()).is_ok());
-        let bad: [fn(&mut JobSpec); 7] = [
+        let bad: [fn(&mut JobSpec); 11] = [
             |s| s.name = "../x".into(),
             |s| s.disks.clear(),
             |s| s.vm = Some("local/web".into()),
@@ -197,6 +206,10 @@ mod tests {
             |s| s.disks.push(s.disks[0].clone()),
             |s| s.keep = Some(0),
             |s| s.target = "dr/../x".into(),
+            |s| s.schedule.every_ms = Some(10),
+            |s| s.schedule.continuous = true,
+            |s| s.schedule.window = Some("20:00".into()),
+            |s| s.schedule = vbr_api::Schedule { at: Some("25:00".into()), ..Default::default() },
         ];
         for change in bad {
             let mut spec = spec();

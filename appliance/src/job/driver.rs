@@ -1,8 +1,9 @@
 //! The driver of a session at the source: slot, snapshot, attempts, end.
 //!
 //! An attempt that loses its link is followed by another one, bound to the same snapshot; so is one the
-//! target puts off (`retry`). What cannot be mended by waiting ends the session. A stop of the appliance
-//! leaves the session `suspended` with its record, its clone and the target's cursor in place.
+//! target puts off (`retry`). What cannot be mended by waiting ends the session. A stop of the appliance,
+//! or the end of its window, leaves the session `suspended` with its record, its clone and the target's
+//! cursor in place.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,8 +58,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Drives the session to its end.
-    pub async fn drive(mut self) {
+    /// Drives the session to its end, or to where it is suspended: with what it needs to go on.
+    pub async fn drive(mut self) -> Option<SessionRecord> {
         let end = self.run().await;
         let repository = self.parts.repository.clone();
         let (job, session) = (self.spec.name.clone(), self.record.session.session.clone());
@@ -89,13 +90,13 @@ impl Driver {
         let view = self.handle.view();
         tracing::info!(state = view.state.as_str(), sent_wire = view.bytes.sent_wire, "the session ended");
         let records = self.parts.records.clone();
-        let mut record = self.record.clone();
+        self.record.session = view.clone();
+        let record = self.record.clone();
         let stored = tokio::task::spawn_blocking(move || {
             if over {
                 let _ = repository.discard_progress(&job, &session);
                 records.finish(&view)
             } else {
-                record.session = view;
                 records.store(&record)
             }
         });
@@ -105,13 +106,14 @@ impl Driver {
         if let Ok(Err(problem)) = stored.await {
             tracing::error!(%problem, "the session's record cannot be kept");
         }
+        (!over).then_some(self.record)
     }
 
     async fn run(&mut self) -> End {
         let slot = tokio::select! {
             slot = self.parts.slots.clone().acquire_owned() => slot,
-            () = self.handle.cancel.cancelled() => return End::Cancelled,
-            () = self.parts.stop.cancelled() => return End::Suspended,
+            () = self.handle.cancel.cancelled() => return self.given_up().await,
+            () = self.handle.pause.cancelled() => return End::Suspended,
         };
         self.handle.update(|session| session.state = SessionState::Running);
         let (host, disks) = match resolve(&self.parts, &self.spec) {
@@ -134,19 +136,28 @@ impl Driver {
         end
     }
 
+    /// Cancelled before it went on: what it left behind earlier goes.
+    async fn given_up(&self) -> End {
+        if let Some(identity) = self.record.snapshot_identity.clone() {
+            self.release_suspended(identity).await;
+            self.discard_at_target().await;
+        }
+        End::Cancelled
+    }
+
     async fn attempts(&mut self, snapshot: &Arc<VmSnapshot>) -> End {
         let mut wait = RETRY_MIN;
         let mut kept: Option<Arc<Replication>> = None;
         let mut mismatches = 0;
         loop {
-            let stop = self.parts.stop.child_token();
+            let stop = self.handle.pause.child_token();
             let before = self.handle.view().bytes.sent_wire;
             let result = {
                 let this = &*self;
                 tokio::select! {
                     result = this.attempt(snapshot, &mut kept, mismatches > 0, stop.clone()) => result,
                     () = this.handle.cancel.cancelled() => Err(AttemptError::Cancelled),
-                    () = this.parts.stop.cancelled() => Err(AttemptError::Cancelled),
+                    () = this.handle.pause.cancelled() => Err(AttemptError::Cancelled),
                 }
             };
             stop.cancel();
@@ -156,7 +167,7 @@ impl Driver {
             match result {
                 Ok(point) => return End::Sealed { point },
                 Err(_) if self.handle.cancel.is_cancelled() => return End::Cancelled,
-                Err(_) if self.parts.stop.is_cancelled() => return End::Suspended,
+                Err(_) if self.handle.pause.is_cancelled() => return End::Suspended,
                 Err(AttemptError::Problem(problem)) if problem.code == "root_mismatch" && mismatches > 1 => {
                     return End::Failed(problem);
                 }
@@ -181,7 +192,7 @@ impl Driver {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.handle.cancel.cancelled() => return End::Cancelled,
-                () = self.parts.stop.cancelled() => return End::Suspended,
+                () = self.handle.pause.cancelled() => return End::Suspended,
             }
             wait = (wait * 2).min(RETRY_MAX);
         }

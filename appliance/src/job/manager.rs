@@ -8,35 +8,41 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use jiff::tz::TimeZone;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vbr_api::{
-    DiskSpec, Job, JobLag, JobSpec, Moment, RunRequest, Session, SessionBytes, SessionChunks, SessionState,
-    StageLoad, Warning,
-};
+use vbr_api::{DiskSpec, Job, JobLag, JobSpec, Moment, Session, SessionState, Warning};
 
 use super::ahead::Gates;
 use super::definitions::{Definition, Definitions, check, split_target};
-use super::driver::Driver;
 use super::parts::{Parts, SourceStores};
 use super::records::{Records, SessionRecord};
 use super::refresh::Refreshes;
+use super::scheduler::seed;
 use super::session::SessionHandle;
 use super::snapshot::resolve;
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::HostRegistry;
 use crate::limits::{COMPRESSORS_MAX, SOURCE_SESSIONS_MAX};
+use crate::schedule::agenda::Agenda;
+use crate::schedule::window::Window;
 use crate::wire::Wire;
 
-struct State {
-    jobs: BTreeMap<String, Definition>,
-    /// Sessions that are not over, by id.
-    running: BTreeMap<String, Arc<SessionHandle>>,
-    /// The last session of each job that is over.
-    last: BTreeMap<String, Session>,
-    last_success: BTreeMap<String, Moment>,
+/// Whoever waits for a suspended session looks again after this long.
+const SUSPENDED_POLL: Duration = Duration::from_secs(1);
+
+pub(super) struct State {
+    pub(super) jobs: BTreeMap<String, Definition>,
+    /// Sessions that run, by id.
+    pub(super) running: BTreeMap<String, Arc<SessionHandle>>,
+    /// Sessions that go on later, by job.
+    pub(super) suspended: BTreeMap<String, SessionRecord>,
+    /// The last session of each job that is over, or suspended.
+    pub(super) last: BTreeMap<String, Session>,
+    pub(super) last_success: BTreeMap<String, Moment>,
+    pub(super) agenda: Agenda,
 }
 
 /// See the module.
@@ -44,6 +50,10 @@ pub struct JobManager {
     pub(super) parts: Arc<Parts>,
     definitions: Definitions,
     state: Mutex<State>,
+    /// The agenda changed.
+    pub(super) changed: Notify,
+    /// Of the site.
+    pub(super) window: Option<Window>,
     unreadable: Vec<String>,
 }
 
@@ -60,7 +70,7 @@ impl JobManager {
     ) -> Result<Arc<Self>, Problem> {
         let (definitions, jobs, unreadable) = Definitions::open(jobs_directory)?;
         let records = Records::new(database);
-        let SourceStores { repository, anchors, filters, cache, keep_sent } = stores;
+        let SourceStores { repository, anchors, filters, cache, keep_sent, window } = stores;
         let parts = Arc::new(Parts {
             wire,
             hosts,
@@ -86,34 +96,20 @@ impl JobManager {
             }
             last.insert(session.job.clone(), session);
         }
-        let state = State { jobs, running: BTreeMap::new(), last, last_success };
-        let manager = Arc::new(Self { parts, definitions, state: Mutex::new(state), unreadable });
+        let (running, suspended) = (BTreeMap::new(), BTreeMap::new());
+        let agenda = Agenda::new(TimeZone::system(), seed(&parts));
+        let state = State { jobs, running, suspended, last, last_success, agenda };
+        let (state, changed) = (Mutex::new(state), Notify::new());
+        let manager = Arc::new(Self { parts, definitions, state, changed, window, unreadable });
+        manager.fill_agenda();
         manager.resume_all();
         manager.tend_anchors();
+        manager.tend_agenda();
         Ok(manager)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn resume_all(self: &Arc<Self>) {
-        let unfinished = match self.parts.records.unfinished() {
-            Ok(unfinished) => unfinished,
-            Err(problem) => {
-                tracing::warn!(%problem, "unfinished sessions cannot be read; their jobs start anew");
-                return;
-            }
-        };
-        let living: Vec<String> = unfinished.iter().map(|record| record.session.session.clone()).collect();
-        self.parts.hosts.sweep(&living);
-        self.parts.anchors.sweep(&living);
-        for mut record in unfinished {
-            let Some(definition) = self.lock().jobs.get(&record.session.job).cloned() else { continue };
-            record.session.state = SessionState::Pending;
-            tracing::info!(job = %record.session.job, session = %record.session.session, "going on with a session");
-            self.launch(definition.spec, record);
-        }
     }
 
     /// Creates a job, or finds that it exists as it should; true where it is new.
@@ -142,6 +138,7 @@ impl JobManager {
         let definition = Definition { spec: spec.clone(), created_at: Moment::now() };
         self.definitions.store(&definition)?;
         self.lock().jobs.insert(spec.name.clone(), definition);
+        self.put_on_agenda(&spec.name);
         tracing::info!(job = %spec.name, target = %spec.target, "job created");
         Ok((self.show(&spec.name)?, true))
     }
@@ -172,6 +169,7 @@ impl JobManager {
             running: running.map(|session| session.session),
             last_success_at: success,
             rpo_lag_ms: success.map(age_ms),
+            next_run_at: state.agenda.next(name, Moment::now()),
         })
     }
 
@@ -181,16 +179,18 @@ impl JobManager {
         definition.spec.enabled = enabled;
         self.definitions.store(&definition)?;
         self.lock().jobs.insert(name.to_string(), definition);
+        self.put_on_agenda(name);
         self.show(name)
     }
 
     /// Removes a job and what its repository knows. The replica at the target stays.
     pub fn remove(&self, name: &str) -> Result<(), Problem> {
         let job = self.show(name)?;
-        if let Some(session) = job.running {
+        let suspended = self.lock().suspended.get(name).map(|record| record.session.session.clone());
+        if let Some(session) = job.running.or(suspended) {
             return Err(Problem::conflict(
                 format!("job {name} cannot be removed"),
-                format!("session {session} runs"),
+                format!("session {session} is not over"),
                 format!("vbrctl session cancel {session}, then remove the job"),
             ));
         }
@@ -202,69 +202,10 @@ impl JobManager {
         }
         let mut state = self.lock();
         state.jobs.remove(name);
+        state.agenda.remove(name);
         state.last.remove(name);
         state.last_success.remove(name);
         Ok(())
-    }
-
-    /// Starts a session; a job that runs answers the session it has.
-    pub fn run(self: &Arc<Self>, name: &str, request: RunRequest) -> Result<Session, Problem> {
-        let job = self.show(name)?;
-        if let Some(session) = job.running {
-            return self.session(&session);
-        }
-        if !job.spec.enabled {
-            return Err(Problem::conflict(
-                format!("job {name} was not run"),
-                "it is disabled",
-                format!("vbrctl job enable {name}"),
-            ));
-        }
-        let session = blank(&job.spec);
-        let record = SessionRecord {
-            session: session.clone(),
-            snapshot_identity: None,
-            snapshot_at_ms: 0,
-            allow_live: request.allow_live,
-        };
-        self.parts.records.store(&record)?;
-        Ok(self.launch(job.spec, record))
-    }
-
-    fn launch(self: &Arc<Self>, spec: JobSpec, record: SessionRecord) -> Session {
-        let handle = SessionHandle::new(record.session.clone());
-        let id = record.session.session.clone();
-        {
-            let mut state = self.lock();
-            let active = |other: &Session| other.job == spec.name && !other.state.is_over();
-            if let Some(twin) = state.running.values().map(|other| other.view()).find(active) {
-                return twin; // Ordered twice at the same moment.
-            }
-            state.running.insert(id.clone(), handle.clone());
-        }
-        let span = tracing::info_span!("session", session = %id, job = %spec.name, peer = %spec.target);
-        let driver =
-            Driver { parts: self.parts.clone(), handle: handle.clone(), spec, record, free: Arc::from([]) };
-        let manager = self.clone();
-        let drive = async move {
-            driver.drive().await;
-            manager.over(&id);
-        };
-        self.parts.tasks.spawn(tracing::Instrument::instrument(drive, span));
-        handle.view()
-    }
-
-    /// A session's driver ended: keep the outcome, free the job.
-    fn over(&self, id: &str) {
-        let mut state = self.lock();
-        let Some(handle) = state.running.remove(id) else { return };
-        let session = handle.view();
-        if let (Some(at), true) = (session.ended_at, session.restore_point.is_some()) {
-            state.last_success.insert(session.job.clone(), at);
-        }
-        state.last.insert(session.job.clone(), session);
-        drop(state);
-        handle.update(|_| ()); // Long polls look again.
     }
 
     /// A job's sessions, newest first, the running one included.
@@ -275,14 +216,18 @@ impl JobManager {
 
     /// Sessions, newest first; only those that are not over where `active`.
     pub fn sessions(&self, job: Option<&str>, active: bool) -> Vec<Session> {
-        let mut sessions: Vec<Session> = self.lock().running.values().map(|handle| handle.view()).collect();
+        let mut sessions: Vec<Session> = {
+            let state = self.lock();
+            let suspended = state.suspended.values().map(|record| record.session.clone());
+            state.running.values().map(|handle| handle.view()).chain(suspended).collect()
+        };
         if !active {
             let over = match job {
                 Some(job) => self.parts.records.history(job),
                 None => self.parts.records.all_history(),
             };
-            let running: Vec<String> = sessions.iter().map(|session| session.session.clone()).collect();
-            sessions.extend(over.unwrap_or_default().into_iter().filter(|s| !running.contains(&s.session)));
+            let known: Vec<String> = sessions.iter().map(|session| session.session.clone()).collect();
+            sessions.extend(over.unwrap_or_default().into_iter().filter(|s| !known.contains(&s.session)));
         }
         sessions.retain(|session| job.is_none_or(|job| session.job == job));
         sessions.retain(|session| !active || !session.state.is_over());
@@ -300,18 +245,6 @@ impl JobManager {
             .ok_or_else(|| Problem::not_found(format!("session {id}"), "vbrctl session list shows them"))
     }
 
-    /// Ends a session for good.
-    pub async fn cancel(&self, id: &str) -> Result<Session, Problem> {
-        let handle = self.lock().running.get(id).cloned();
-        if let Some(handle) = handle {
-            handle.cancel.cancel();
-            let mut changes = handle.subscribe();
-            let over = async { while !handle.view().state.is_over() && changes.changed().await.is_ok() {} };
-            let _ = tokio::time::timeout(Duration::from_secs(20), over).await;
-        }
-        self.session(id)
-    }
-
     /// Answers when the session changed, or after this long.
     pub async fn wait(&self, id: &str, at_most: Duration) -> Result<Session, Problem> {
         let handle = self.lock().running.get(id).cloned();
@@ -320,6 +253,8 @@ impl JobManager {
             if !handle.view().state.is_over() {
                 let _ = tokio::time::timeout(at_most.min(Duration::from_secs(60)), changes.changed()).await;
             }
+        } else if self.session(id).is_ok_and(|session| session.state == SessionState::Suspended) {
+            tokio::time::sleep(at_most.min(SUSPENDED_POLL)).await;
         }
         self.session(id)
     }
@@ -388,41 +323,4 @@ pub(super) fn unknown_job(name: &str) -> Problem {
 
 fn age_ms(at: Moment) -> u64 {
     Moment::now().as_millisecond().saturating_sub(at.as_millisecond()).max(0) as u64
-}
-
-/// 128 random bits as hexadecimal.
-fn new_id() -> String {
-    let mut bytes = [0u8; 16];
-    if getrandom::fill(&mut bytes).is_err() {
-        // Without a source of randomness, the clock and the process tell sessions apart.
-        let seed = format!("{} {}", Moment::now(), std::process::id());
-        bytes.copy_from_slice(&blake3::hash(seed.as_bytes()).as_bytes()[..16]);
-    }
-    data_encoding::HEXLOWER.encode(&bytes)
-}
-
-fn blank(spec: &JobSpec) -> Session {
-    Session {
-        session: new_id(),
-        job: spec.name.clone(),
-        peer: split_target(&spec.target).0.to_string(),
-        state: SessionState::Pending,
-        started_at: Moment::now(),
-        ended_at: None,
-        disks: Vec::new(),
-        bytes: SessionBytes::default(),
-        chunks: SessionChunks::default(),
-        rate_wire_bps: 0,
-        eta_ms: None,
-        stage_load_percent: StageLoad::default(),
-        bottleneck: None,
-        mode: "full".to_string(),
-        transport_mode: "direct".to_string(),
-        resumed: 0,
-        restore_point: None,
-        consistent: None,
-        warnings: Vec::new(),
-        compression: None,
-        error: None,
-    }
 }

@@ -1,6 +1,6 @@
 //! Jobs and sessions: the only place where the stages are joined.
 //!
-//! Source: `manager` keeps the definitions and starts sessions, `driver` takes one session to its end over
+//! Source: `manager` keeps the definitions, `scheduler` and orders start sessions (`running`), `driver` takes one session to its end over
 //! any number of attempts, `replicate` composes one attempt out of `scan`, `prepare`, `send`, `transmit` and `answers`,
 //! `bases` finds what content may serve as a base, `ahead` says what need not wait for the target's
 //! answer and `refresh` keeps the filter that it rests on, `base` moves manifests. Target: `target` takes channels and requests, `receive` composes one session out of the
@@ -27,7 +27,9 @@ mod refresh;
 mod replicate;
 mod repositories;
 mod requests;
+mod running;
 mod scan;
+mod scheduler;
 mod send;
 mod session;
 mod snapshot;

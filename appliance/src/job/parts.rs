@@ -17,6 +17,7 @@ use crate::accelerator::global_cache::GlobalCache;
 use crate::accelerator::shared_filter::SharedFilters;
 use crate::host::HostRegistry;
 use crate::repository::source::SourceRepository;
+use crate::schedule::window::Window;
 use crate::wire::Wire;
 
 /// What sessions share.
@@ -60,4 +61,6 @@ pub struct SourceStores {
     pub cache: Arc<GlobalCache>,
     /// Keep what is sent in it.
     pub keep_sent: bool,
+    /// The hours in which its jobs run by themselves.
+    pub window: Option<Window>,
 }

@@ -23,6 +23,9 @@ pub struct SessionRecord {
     pub snapshot_at_ms: i64,
     /// Seal although a disk changed.
     pub allow_live: bool,
+    /// Somebody ordered it: windows do not end it.
+    #[serde(default)]
+    pub ordered: bool,
 }
 
 /// Where records live.

@@ -47,13 +47,15 @@ pub struct SessionHandle {
     changed: watch::Sender<u64>,
     /// Ordered to stop for good.
     pub cancel: CancellationToken,
+    /// Ordered to stop at a durable place and to go on later; also when the appliance stops.
+    pub pause: CancellationToken,
     /// Stage clocks.
     pub clocks: Clocks,
 }
 
 impl SessionHandle {
     /// A handle around a new or reloaded session.
-    pub fn new(session: Session) -> Arc<Self> {
+    pub fn new(session: Session, pause: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
             inner: Mutex::new(Inner {
                 session,
@@ -65,6 +67,7 @@ impl SessionHandle {
             }),
             changed: watch::Sender::new(0),
             cancel: CancellationToken::new(),
+            pause,
             clocks: Clocks::default(),
         })
     }

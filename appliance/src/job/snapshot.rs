@@ -22,11 +22,7 @@ impl Driver {
         host: Arc<dyn SourceHost>,
         disks: Vec<DiskSpec>,
     ) -> Result<VmSnapshot, Problem> {
-        let request = SnapshotRequest {
-            job: self.spec.name.clone(),
-            session: self.record.session.session.clone(),
-            disks,
-        };
+        let request = self.snapshot_request(disks);
         let identity = self.record.snapshot_identity.clone();
         let (wish, allow_live) = (self.spec.free_space, self.record.allow_live);
         let taken = tokio::task::spawn_blocking(move || {
@@ -55,6 +51,21 @@ impl Driver {
         self.describe(&snapshot);
         self.keep_record().await?;
         Ok(snapshot)
+    }
+
+    /// Removes the snapshot that a suspended session kept.
+    pub(super) async fn release_suspended(&self, identity: String) {
+        let Ok((host, disks)) = resolve(&self.parts, &self.spec) else { return };
+        let request = self.snapshot_request(disks);
+        let released = tokio::task::spawn_blocking(move || match host.reopen(&request, &identity) {
+            Ok(Some(snapshot)) => snapshot.release(),
+            _ => tracing::info!("the snapshot of a cancelled session was gone already"),
+        });
+        let _ = released.await;
+    }
+
+    fn snapshot_request(&self, disks: Vec<DiskSpec>) -> SnapshotRequest {
+        SnapshotRequest { job: self.spec.name.clone(), session: self.record.session.session.clone(), disks }
     }
 
     /// The old snapshot is gone: what was built from it is discarded, so that two moments never mix.

@@ -1,8 +1,13 @@
 //! When a job is due. Sans-IO: time is handed in.
 //!
-//! `calendar`: expressions in systemd's syntax. `window`: the hours in which something may run.
+//! `calendar`: expressions in systemd's syntax. `window`: the hours in which something may run. `rule`: both, as a
+//! job has them. `agenda`: which of all jobs is due.
 
+pub mod agenda;
+#[cfg(test)]
+mod agenda_tests;
 pub mod calendar;
+pub mod rule;
 pub mod window;
 
 use std::fmt;

@@ -16,7 +16,7 @@ use super::calendar::weekdays;
 
 /// More are not taken in one expression.
 const SPANS_MAX: usize = 32;
-const DAY_MINUTES: i64 = 24 * 60;
+const DAY_SECONDS: i64 = 24 * 3600;
 /// Days looked at for the next change: a week, and a day for zones that skip one.
 const DAYS_AHEAD: i64 = 9;
 
@@ -25,9 +25,9 @@ const DAYS_AHEAD: i64 = 9;
 struct Span {
     /// Bit 0 is Monday.
     days: u8,
-    /// Minutes of the day.
+    /// Seconds of the day, as its clock shows them.
     opens: i64,
-    /// Minutes from the same midnight; more than a day's where it ends on the next one.
+    /// Seconds from the same midnight; more than a day's where it ends on the next one.
     closes: i64,
 }
 
@@ -77,23 +77,28 @@ impl Window {
     }
 }
 
-/// That many minutes after a day's midnight, as clocks show it.
-fn moment(day: Date, minutes: i64, zone: &TimeZone) -> Option<Timestamp> {
+/// That many seconds after a day's midnight, as clocks show it.
+fn moment(day: Date, seconds: i64, zone: &TimeZone) -> Option<Timestamp> {
     let shown: DateTime =
-        day.to_datetime(Time::midnight()).checked_add(SignedDuration::from_mins(minutes)).ok()?;
+        day.to_datetime(Time::midnight()).checked_add(SignedDuration::from_secs(seconds)).ok()?;
     zone.to_ambiguous_timestamp(shown).compatible().ok()
 }
 
-/// `20:00`, up to `24:00`, in minutes.
-fn minutes(text: &str) -> Result<i64, Malformed> {
-    let wrong = || Malformed::new(format!("'{text}' is not a time of day, HH:MM from 00:00 to 24:00"));
+/// `20:00` or `20:00:30`, up to `24:00`, in seconds.
+fn seconds(text: &str) -> Result<i64, Malformed> {
+    let wrong =
+        || Malformed::new(format!("'{text}' is not a time of day, HH:MM or HH:MM:SS from 00:00 to 24:00"));
     let digits = |part: &str| {
         (part.len() <= 2 && part.bytes().all(|b| b.is_ascii_digit())).then(|| part.parse().ok())?
     };
-    let (hour, minute) = text.trim().split_once(':').ok_or_else(wrong)?;
-    let (hour, minute): (i64, i64) = digits(hour).zip(digits(minute)).ok_or_else(wrong)?;
-    let all = hour * 60 + minute;
-    if minute < 60 && all <= DAY_MINUTES { Ok(all) } else { Err(wrong()) }
+    let parts: Vec<i64> = text.trim().split(':').map(digits).collect::<Option<_>>().ok_or_else(wrong)?;
+    let (hour, minute, second) = match parts[..] {
+        [hour, minute] => (hour, minute, 0),
+        [hour, minute, second] => (hour, minute, second),
+        _ => return Err(wrong()),
+    };
+    let all = (hour * 60 + minute) * 60 + second;
+    if minute < 60 && second < 60 && all <= DAY_SECONDS { Ok(all) } else { Err(wrong()) }
 }
 
 fn span(text: &str) -> Result<Span, Malformed> {
@@ -102,11 +107,11 @@ fn span(text: &str) -> Result<Span, Malformed> {
     let (opens, closes) = hours.split_once('-').ok_or_else(|| {
         Malformed::new(format!("'{text}' is no window; for example '20:00-06:00' or 'Sat,Sun 00:00-24:00'"))
     })?;
-    let (opens, closes) = (minutes(opens)?, minutes(closes)?);
-    if opens == closes || opens == DAY_MINUTES {
+    let (opens, closes) = (seconds(opens)?, seconds(closes)?);
+    if opens == closes || opens == DAY_SECONDS {
         return Err(Malformed::new(format!("'{hours}' is empty; the whole day is 00:00-24:00")));
     }
-    let closes = if closes > opens { closes } else { closes + DAY_MINUTES };
+    let closes = if closes > opens { closes } else { closes + DAY_SECONDS };
     Ok(Span { days: weekdays(days)?, opens, closes })
 }
 
@@ -213,10 +218,10 @@ mod tests {
     proptest! {
         #[test]
         fn what_opens_is_open_and_what_closed_is_not(
-            opens in 0i64..1440, closes in 0i64..1440, seconds in 1_700_000_000i64..2_000_000_000,
+            opens in 0i64..86_400, closes in 0i64..86_400, seconds in 1_700_000_000i64..2_000_000_000,
         ) {
             prop_assume!(opens != closes);
-            let hours = |m: i64| format!("{:02}:{:02}", m / 60, m % 60);
+            let hours = |s: i64| format!("{:02}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
             let window: Window = format!("{}-{}", hours(opens), hours(closes)).parse().unwrap();
             let now = Timestamp::from_second(seconds).unwrap();
             let next = window.open_from(now, &berlin()).unwrap();

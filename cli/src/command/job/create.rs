@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use vbr_api::{DiskFormat, DiskSpec, FreeSpace, JobSpec, Vm, name_is_valid};
+use vbr_api::{DiskFormat, DiskSpec, FreeSpace, JobSpec, Schedule, Vm, name_is_valid};
 
 use super::definition::Definition;
 use crate::client::encode;
@@ -19,6 +20,8 @@ Example:
   vbrctl job create web --disk /srv/vm/web.img --target dr --keep 14
   vbrctl job create mail --disk system.qcow2,format=qcow2 --disk data.img --target dr/fast
   vbrctl job create shop --vm local/shop --exclude /srv/vm/swap.img --target dr
+  vbrctl job create crm --disk /srv/vm/crm.img --target dr --every 15m --window 'Mon..Fri 18:00-07:00'
+  vbrctl job create log --disk /srv/vm/log.img --target dr --at 'Mon..Fri 02:00'
   vbrctl job create --from web.toml";
 
 #[derive(Args, Debug)]
@@ -47,6 +50,23 @@ pub struct Arguments {
     /// [default: keep]
     #[arg(long, value_name = "keep|auto", value_parser = free_space)]
     free_space: Option<FreeSpace>,
+    /// Run by itself, from start to start: 15m, 1h, 1d. A job that missed its time runs once when it can
+    #[arg(long, value_name = "SPAN", value_parser = crate::human::parse_span, conflicts_with_all = ["at", "after", "continuous"])]
+    every: Option<Duration>,
+    /// Run by itself at these times, in systemd's calendar syntax: 'Mon..Fri 02:00', '*-*-1 04:30 Europe/Berlin'.
+    /// `systemd-analyze calendar` explains one
+    #[arg(long, value_name = "CALENDAR", conflicts_with_all = ["after", "continuous"])]
+    at: Option<String>,
+    /// Run by itself after each success of another job
+    #[arg(long, value_name = "JOB", conflicts_with = "continuous")]
+    after: Option<String>,
+    /// Run by itself, again and again
+    #[arg(long)]
+    continuous: bool,
+    /// The hours in which it may run by itself: '20:00-06:00', 'Mon..Fri 20:00-06:00, Sat,Sun 00:00-24:00'. What is
+    /// not done at the end goes on in the next window
+    #[arg(long, value_name = "WINDOW")]
+    window: Option<String>,
     /// Read the definition from a TOML file (see job export); options override it
     #[arg(long, value_name = "FILE.toml")]
     from: Option<PathBuf>,
@@ -91,6 +111,20 @@ impl Arguments {
         if vm.is_none() && disks.is_empty() {
             return Err(missing("source", "--disk PATH or --vm HOST/VM"));
         }
+        let schedule = match (self.every, self.at, self.after, self.continuous) {
+            (None, None, None, false) => Schedule {
+                every_ms: file.every.as_deref().map(every).transpose()?,
+                at: file.at,
+                after: file.after,
+                continuous: file.continuous.unwrap_or_default(),
+                window: None,
+            },
+            (every, at, after, continuous) => {
+                let every_ms = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
+                Schedule { every_ms, at, after, continuous, window: None }
+            }
+        };
+        let schedule = Schedule { window: self.window.or(file.window), ..schedule };
         let disks = disks.into_iter().map(|disk| Ok(DiskSpec { path: absolute(&disk.path)?, ..disk }));
         let spec = JobSpec {
             name,
@@ -99,11 +133,19 @@ impl Arguments {
             target,
             keep: self.keep.or(file.keep),
             free_space: self.free_space.or(file.free_space).unwrap_or_default(),
+            schedule,
             enabled: file.enabled.unwrap_or(true),
         };
         check(&spec)?;
         Ok(spec)
     }
+}
+
+/// `every` of a file.
+fn every(text: &str) -> Result<u64, Failure> {
+    let wrong = |why| Failure::usage("The job's interval cannot be read", why, "say every = \"15m\"");
+    let span = crate::human::parse_span(text).map_err(wrong)?;
+    Ok(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn free_space(text: &str) -> Result<FreeSpace, String> {
@@ -291,6 +333,23 @@ mod tests {
         let spec = arguments(&["mail", "--from", from, "--disk", "/a", "--keep", "3"]).unwrap();
         assert_eq!((spec.name.as_str(), spec.vm.as_deref(), spec.keep), ("mail", None, Some(3)));
         assert_eq!(spec.disks.len(), 1);
+    }
+
+    #[test]
+    fn schedules() {
+        let base = ["web", "--disk", "/a", "--target", "dr"];
+        let with = |words: &[&str]| arguments(&[&base, words].concat()).unwrap().schedule;
+        assert_eq!(with(&[]), Schedule::default());
+        assert_eq!(with(&["--every", "15m"]).every_ms, Some(900_000));
+        assert_eq!(with(&["--at", "Mon..Fri 02:00"]).at.as_deref(), Some("Mon..Fri 02:00"));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("job.toml");
+        fs::write(&file, "every = \"1h\"\nwindow = \"20:00-06:00\"\n").unwrap();
+        let from = ["--from", file.to_str().unwrap()];
+        assert_eq!(with(&from).every_ms, Some(3_600_000));
+        let after = with(&[&from[..], &["--after", "db"]].concat());
+        assert_eq!((after.every_ms, after.after.as_deref()), (None, Some("db")));
+        assert_eq!(after.window.as_deref(), Some("20:00-06:00"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use vbr_api::{DiskFormat, DiskSpec, FreeSpace, Job, JobSpec};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::human;
 
 /// A definition is some lines long.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -28,6 +29,17 @@ pub struct Definition {
     pub keep: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub free_space: Option<FreeSpace>,
+    /// A span of time: `15m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub continuous: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -79,6 +91,11 @@ impl Definition {
             target: Some(spec.target.clone()),
             keep: spec.keep,
             free_space: Some(spec.free_space).filter(|free| *free != FreeSpace::Keep),
+            every: spec.schedule.every_ms.map(human::exact_span),
+            at: spec.schedule.at.clone(),
+            after: spec.schedule.after.clone(),
+            continuous: Some(spec.schedule.continuous).filter(|continuous| *continuous),
+            window: spec.schedule.window.clone(),
             enabled: Some(spec.enabled),
             disks: spec.disks.iter().map(disk).collect(),
         }
@@ -103,6 +120,8 @@ pub async fn export(context: &Context, path: &str) -> Result<Exit, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use vbr_api::Schedule;
+
     use super::*;
 
     #[test]
@@ -117,6 +136,11 @@ mod tests {
             target: "dr/fast".into(),
             keep: Some(14),
             free_space: FreeSpace::Auto,
+            schedule: Schedule {
+                every_ms: Some(5_400_000),
+                window: Some("20:00-06:00".into()),
+                ..Schedule::default()
+            },
             enabled: false,
         };
         let text = toml::to_string(&Definition::of(&spec)).unwrap();
@@ -125,8 +149,8 @@ mod tests {
 
     #[test]
     fn errors_name_the_line() {
-        let why = Definition::parse("name = \"web\"\nevery = \"15m\"\n").unwrap_err();
-        assert!(why.starts_with("line 2: ") && why.contains("every"), "{why}");
+        let why = Definition::parse("name = \"web\"\nevry = \"15m\"\n").unwrap_err();
+        assert!(why.starts_with("line 2: ") && why.contains("evry"), "{why}");
         assert!(Definition::parse("[[disks]]\npath = \"/a\"\nsize = 1\n").is_err());
         assert_eq!(Definition::parse("[[disks]]\npath = \"/a\"\n").unwrap().disks[0].format, DiskFormat::Raw);
     }

@@ -1,6 +1,6 @@
 //! Jobs and plans for people.
 
-use vbr_api::{FreeSpace, Job, Plan};
+use vbr_api::{FreeSpace, Job, Plan, Schedule};
 
 use crate::human;
 use crate::output::View;
@@ -16,6 +16,7 @@ pub fn table(jobs: &[Job], view: &View) -> String {
         ">KEEP",
         "STATE",
         ">RPO LAG",
+        "NEXT RUN",
         "LAST SUCCESS",
         "+LAST SESSION",
         "+CREATED",
@@ -29,6 +30,7 @@ pub fn table(jobs: &[Job], view: &View) -> String {
             job.spec.keep.map_or("all".into(), |keep| keep.to_string()).into(),
             state(job),
             job.rpo_lag_ms.map(human::span_short).unwrap_or_default().into(),
+            next_run(job, view).into(),
             job.last_success_at.map_or("never".into(), |at| human::age(at, view.now)).into(),
             job.last_session.clone().unwrap_or_default().into(),
             human::age(job.created_at, view.now).into(),
@@ -56,6 +58,9 @@ pub fn facts(job: &Job, view: &View) -> String {
                 FreeSpace::Auto => "is skipped where that is proven safe (auto)",
             },
         )
+        .add("Schedule", schedule(job))
+        .add("Window", job.spec.schedule.window.clone().unwrap_or_else(|| "any time".into()))
+        .add("Next run", job.next_run_at.map_or("by order".into(), human::moment))
         .add("Enabled", if job.spec.enabled { "yes" } else { "no" })
         .add_some("VM", job.spec.vm.clone())
         .add("Created", human::moment(job.created_at))
@@ -83,6 +88,24 @@ pub fn facts(job: &Job, view: &View) -> String {
         text.push_str(&section("Disks", &disks.finish()));
     }
     text
+}
+
+fn next_run(job: &Job, view: &View) -> String {
+    match job.next_run_at {
+        Some(at) if at <= view.now => "now".into(),
+        Some(at) => format!("in {}", human::span_short(human::between(view.now, at))),
+        None => String::new(),
+    }
+}
+
+fn schedule(job: &Job) -> String {
+    match &job.spec.schedule {
+        Schedule { every_ms: Some(ms), .. } => format!("every {}", human::exact_span(*ms)),
+        Schedule { at: Some(at), .. } => format!("at {at}"),
+        Schedule { after: Some(after), .. } => format!("after job {after}"),
+        Schedule { continuous: true, .. } => "continuous".into(),
+        _ => "by order".into(),
+    }
 }
 
 /// What a run would do.

@@ -1,0 +1,98 @@
+//! The scheduler: jobs that run by themselves. Asks the agenda what is to be done, and does it.
+//!
+//! One background task of the job manager; it sleeps until the agenda has something, or changed. Decides nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vbr_api::{Moment, RunRequest};
+
+use super::manager::JobManager;
+use super::parts::Parts;
+use crate::schedule::agenda::{Past, Task};
+use crate::schedule::rule::Rule;
+
+/// A clock that jumps is noticed after this long.
+const SLEEP_MAX: Duration = Duration::from_secs(20);
+/// Between two looks, at least.
+const SLEEP_MIN: Duration = Duration::from_millis(200);
+
+impl JobManager {
+    /// Puts every job on the agenda.
+    pub(super) fn fill_agenda(&self) {
+        let jobs: Vec<String> = self.lock().jobs.keys().cloned().collect();
+        jobs.iter().for_each(|job| self.put_on_agenda(job));
+    }
+
+    /// Puts a job on the agenda: where it is disabled, so that it runs by order only (and an order is refused).
+    pub(super) fn put_on_agenda(&self, job: &str) {
+        let mut state = self.lock();
+        let Some(definition) = state.jobs.get(job) else { return };
+        let rule = Rule::parse(job, &definition.spec.schedule, self.window.as_ref());
+        let past = Past {
+            created: definition.created_at,
+            started: state.last.get(job).map(|session| session.started_at),
+            sealed: state.last_success.get(job).copied(),
+        };
+        let enabled = definition.spec.enabled;
+        match rule {
+            Ok(rule) if enabled => state.agenda.put(job, rule, past),
+            Ok(rule) => state.agenda.put(job, rule.by_order(), past),
+            Err(why) => {
+                tracing::error!(job, %why, "the job's schedule cannot be read; it runs by order only")
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Starts the task; it ends with the appliance.
+    pub(super) fn tend_agenda(self: &Arc<Self>) {
+        let manager = self.clone();
+        self.parts.tasks.spawn(async move {
+            loop {
+                let worker = manager.clone();
+                let _ = tokio::task::spawn_blocking(move || worker.do_what_is_due()).await;
+                let now = Moment::now();
+                let wake = manager.lock().agenda.wake(now);
+                let until = wake.and_then(|wake| Duration::try_from(wake.duration_since(now)).ok());
+                tokio::select! {
+                    () = tokio::time::sleep(until.unwrap_or_default().clamp(SLEEP_MIN, SLEEP_MAX)), if wake.is_some() => {}
+                    () = tokio::time::sleep(SLEEP_MAX), if wake.is_none() => {}
+                    () = manager.changed.notified() => {}
+                    () = manager.parts.stop.cancelled() => return,
+                }
+            }
+        });
+    }
+
+    fn do_what_is_due(self: &Arc<Self>) {
+        let tasks = self.lock().agenda.tasks(Moment::now());
+        for task in tasks {
+            let (Task::Start(job) | Task::Resume(job) | Task::Suspend(job)) = &task;
+            let state = self.lock();
+            let spec = state.jobs.get(job).map(|definition| definition.spec.clone());
+            let running = state.running.values().find(|handle| handle.view().job == *job).cloned();
+            drop(state);
+            match (&task, spec, running) {
+                (Task::Suspend(_), _, Some(handle)) => {
+                    tracing::info!(job, "the window closed: the session goes on in the next one");
+                    handle.pause.cancel();
+                }
+                (Task::Start(_) | Task::Resume(_), Some(spec), None) => {
+                    tracing::info!(job, resumes = matches!(task, Task::Resume(_)), "the job is due");
+                    if let Err(problem) = self.start_session(spec, RunRequest::default(), false) {
+                        tracing::error!(job, %problem, "a job that is due cannot start");
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Tells this site's jobs from those of the same name elsewhere.
+pub(super) fn seed(parts: &Parts) -> u64 {
+    let hash = blake3::hash(parts.wire.peer_id().as_bytes());
+    hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
