@@ -101,7 +101,7 @@ fn usage_errors_are_two_in_both_forms() {
     let fake = Fake::start(healthy);
     for words in [
         &["job", "create", "web", "--disk", "/a,size=3", "--target", "dr"][..],
-        &["job", "create", "web", "--disk", "/a", "--target", "dr", "--every", "15m"],
+        &["job", "create", "web", "--disk", "/a", "--target", "dr", "--every", "often"],
         &["job", "create", "web", "--disk", "/a", "--vm", "local/x", "--target", "dr"],
         &["job", "run", "web", "--timeout", "5"],
         &["job", "run", "web", "--timeout", "5m"],
