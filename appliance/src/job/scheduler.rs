@@ -67,6 +67,9 @@ impl JobManager {
     }
 
     fn do_what_is_due(self: &Arc<Self>) {
+        if self.parts.stop.is_cancelled() {
+            return; // What the stop suspends goes on after the next start.
+        }
         let tasks = self.lock().agenda.tasks(Moment::now());
         for task in tasks {
             let (Task::Start(job) | Task::Resume(job) | Task::Suspend(job)) = &task;
