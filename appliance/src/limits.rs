@@ -25,9 +25,9 @@ pub const CHUNKS_OPEN_MAX: usize = 3072;
 pub const BATCH_WAIT: Duration = Duration::from_millis(200);
 /// Batches that are compressed at once in the whole appliance.
 pub const COMPRESSORS_MAX: usize = 2;
-/// Batches of a session that are packed, or being packed, and wait for the one that waits for credit; where
-/// more than two sessions run, fewer, down to one.
-pub const BATCHES_PACKED_MAX: usize = 3;
+/// Batches that are packed, or being packed, and wait for the one that waits for credit: of all sessions
+/// together, besides one of each. They are the time there is for working harder on one (some 7 s at 20 Mbit/s).
+pub const BATCHES_PACKED_MAX: usize = 12;
 /// Disks of one session that are scanned at once.
 pub const SCANS_PER_SESSION_MAX: usize = 2;
 /// Chunk ids a session remembers as sent, to send a repetition as a reference.

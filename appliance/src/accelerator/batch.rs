@@ -23,6 +23,8 @@ const BLOCK_BYTES: usize = 128 * 1024;
 /// Bytes in a piece.
 const PROBE_PIECE_BYTES: usize = 4096;
 
+/// Pieces of [`SIZING_PIECE_BYTES`] on which harder work is tried. (Twice or four times as many tell no more.)
+const TRIAL_PIECES: usize = 8;
 /// Bytes of each chunk that are compressed to see how large the batch will be.
 const SIZING_PIECE_BYTES: usize = 2048;
 /// What those pieces may come to, in sum: what shrinks at all came out at 40 to 88 % of it.
@@ -126,6 +128,17 @@ impl BatchBuilder {
     /// Stored bytes to expect without bases, from a piece of each chunk.
     pub fn expected_bytes(&self) -> usize {
         self.expected
+    }
+
+    /// What pieces of it come to at the first tier that has to be worth its time, against the tier before; 1 where
+    /// nothing tells. Some 10 ms.
+    pub fn trial(&self) -> f64 {
+        let step = (self.plain.len() / TRIAL_PIECES).max(1);
+        let pieces = self.plain.chunks(step).filter_map(|part| part.get(..SIZING_PIECE_BYTES));
+        let sample: Vec<u8> = pieces.take(TRIAL_PIECES).flatten().copied().collect();
+        let [less, more] =
+            Effort::TRIALS.map(|effort| compress(&sample, &[], &effort).map_or(0, |stored| stored.len()));
+        if less == 0 || more >= less { 1.0 } else { more as f64 / less as f64 }
     }
 
     /// Plain bytes so far.

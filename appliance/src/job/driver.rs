@@ -26,10 +26,10 @@ use super::replicate::{AttemptError, Base, Replication, replicate};
 use super::session::SessionHandle;
 use super::snapshot::{release, resolve};
 use super::source_state::SourceState;
+use super::transmit::Rooms;
 use crate::accelerator::effort::Controller;
 use crate::error::Problem;
 use crate::host::VmSnapshot;
-use crate::limits::{BATCHES_PACKED_MAX, SOURCE_SESSIONS_MAX};
 use crate::repository::manifest::PageTable;
 use crate::wire::message::{Open, OpenDisk, Request};
 use crate::wire::{PeerRecord, WireError, capability};
@@ -266,12 +266,6 @@ impl Driver {
         self.promote(&sealed.point).await
     }
 
-    /// Sessions share the line, so what keeps it busy may be less in each of many.
-    fn packed_max(&self) -> usize {
-        let sessions = SOURCE_SESSIONS_MAX - self.parts.slots.available_permits().min(SOURCE_SESSIONS_MAX);
-        (2 * BATCHES_PACKED_MAX / sessions.max(1)).clamp(1, BATCHES_PACKED_MAX)
-    }
-
     fn bases(&self, disks: usize) -> Bases {
         let (anchors, cache) = (self.parts.anchors.clone(), self.parts.cache.clone());
         let names = (self.spec.name.as_str(), self.record.session.session.as_str());
@@ -343,7 +337,7 @@ impl Driver {
             effort: Mutex::new(Controller::starting_from(self.line(&peer.peer_id))),
             keep_sent: self.parts.keep_sent,
             compressors: self.parts.compressors.clone(),
-            packed_max: self.packed_max(),
+            rooms: Rooms::new(self.parts.packed.clone()),
             stop,
         });
         *kept = Some(ctx.clone());

@@ -25,7 +25,7 @@ use super::snapshot::resolve;
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::HostRegistry;
-use crate::limits::{COMPRESSORS_MAX, SOURCE_SESSIONS_MAX};
+use crate::limits::{BATCHES_PACKED_MAX, COMPRESSORS_MAX, SOURCE_SESSIONS_MAX};
 use crate::schedule::agenda::Agenda;
 use crate::schedule::window::Window;
 use crate::wire::Wire;
@@ -85,6 +85,7 @@ impl JobManager {
             lines: Mutex::default(),
             records,
             compressors: Arc::new(Semaphore::new(COMPRESSORS_MAX)),
+            packed: Arc::new(Semaphore::new(BATCHES_PACKED_MAX)),
             slots: Arc::new(Semaphore::new(SOURCE_SESSIONS_MAX)),
             stop,
             tasks,

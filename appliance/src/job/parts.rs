@@ -43,6 +43,8 @@ pub struct Parts {
     pub(super) lines: Mutex<BTreeMap<String, f64>>,
     pub(super) records: Records,
     pub(super) compressors: Arc<Semaphore>,
+    /// Room for packed batches.
+    pub(super) packed: Arc<Semaphore>,
     pub(super) slots: Arc<Semaphore>,
     /// The appliance stops.
     pub stop: CancellationToken,

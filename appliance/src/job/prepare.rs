@@ -129,7 +129,7 @@ pub fn prepare_loop(
         })
     };
     while let Some(page) = next(&mut work) {
-        let looks = ctx.effort().bases;
+        let looks = ctx.looks_for_bases();
         if looks {
             learn(ctx, &page)?;
         }

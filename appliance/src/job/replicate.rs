@@ -22,12 +22,12 @@ use super::scan::{Lanes, Room, scan_disk};
 use super::send::batch_loop;
 use super::session::SessionHandle;
 use super::source_state::{Ids, PageKey, SourceState};
-use super::transmit::{Outgoing, Pipe, transmit};
-use crate::accelerator::effort::{Choice, Controller, Effort, Made, Seen};
+use super::transmit::{Outgoing, Pipe, Rooms, transmit};
+use crate::accelerator::effort::{Choice, Content, Controller, Harder, Made, Seen, Spare};
 use crate::block::{BlockRead, DomainKey, PageHash};
 use crate::error::Problem;
 use crate::host::VmSnapshot;
-use crate::limits::{SCANS_PER_SESSION_MAX, WORK_QUEUED_MAX};
+use crate::limits::{BATCHES_PACKED_MAX, SCANS_PER_SESSION_MAX, WORK_QUEUED_MAX};
 use crate::repository::manifest::PageTable;
 use crate::repository::source::{SourceRepository, StoredManifest};
 use crate::wire::message::{Message, Open, Sealed};
@@ -99,8 +99,8 @@ pub struct Replication {
     pub keep_sent: bool,
     /// Compressors of the whole appliance.
     pub compressors: Arc<Semaphore>,
-    /// Batches that wait for the one that waits for credit.
-    pub packed_max: usize,
+    /// For batches that wait for the one that waits for credit.
+    pub rooms: Rooms,
     /// Ends blocking threads of an attempt.
     pub stop: CancellationToken,
 }
@@ -123,9 +123,9 @@ impl Replication {
         self.base.as_ref()?.tables.get(disk as usize)
     }
 
-    /// The effort for the next batch.
-    pub fn effort(&self) -> Effort {
-        self.effort.lock().unwrap_or_else(PoisonError::into_inner).effort()
+    /// Whether bases are looked for.
+    pub fn looks_for_bases(&self) -> bool {
+        self.effort.lock().unwrap_or_else(PoisonError::into_inner).bases()
     }
 
     /// Plain bytes of the next batch.
@@ -133,9 +133,14 @@ impl Replication {
         self.effort.lock().unwrap_or_else(PoisonError::into_inner).batch_bytes()
     }
 
-    /// How the next batch is made, of so many plain bytes at most, with so much packed before it.
-    pub fn choose(&self, backlog: u64, gathered: usize) -> Choice {
-        self.effort.lock().unwrap_or_else(PoisonError::into_inner).choose(backlog, gathered)
+    /// How the next batch is made, of so many plain bytes at most.
+    pub fn choose(&self, spare: Spare, gathered: usize) -> Choice {
+        self.effort.lock().unwrap_or_else(PoisonError::into_inner).choose(spare, gathered)
+    }
+
+    /// Whether it is worth more work. `trial` compresses pieces of it.
+    pub fn harder(&self, spare: Spare, content: Content, trial: impl FnOnce() -> f64) -> Option<Harder> {
+        self.effort.lock().unwrap_or_else(PoisonError::into_inner).harder(spare, content, trial)
     }
 
     /// A batch was handed on.
@@ -278,7 +283,7 @@ pub async fn replicate(
     let (work_tx, work_rx) = mpsc::channel::<Work>(WORK_QUEUED_MAX);
     // As long as the other, so that the receiver, which feeds both, never waits for the batcher.
     let (ready_tx, ready_rx) = mpsc::channel::<Vec<Ready>>(2 * WORK_QUEUED_MAX);
-    let (out_tx, out_rx) = mpsc::channel::<Outgoing>(ctx.packed_max);
+    let (out_tx, out_rx) = mpsc::channel::<Outgoing>(BATCHES_PACKED_MAX + 2);
     let (durable_tx, durable_rx) = watch::channel(0u64);
     let pipe = Arc::new(Pipe::new(durable_rx));
     let mut parts: JoinSet<Result<(), AttemptError>> = JoinSet::new();

@@ -4,7 +4,7 @@
 //! what was offered means that the disk changed under us. It gathers the bases that the chunks' anchors
 //! lead to, by now including what this session has sent, and compresses with as much effort as the
 //! line leaves time for: itself, or, what takes longer than can be kept up, beside the batches after it.
-//! Bounds: [`BATCHES_PACKED_MAX`](crate::limits::BATCHES_PACKED_MAX) batches that wait to be transmitted;
+//! Bounds: [`Rooms`](super::transmit::Rooms) for batches that wait to be transmitted;
 //! [`COMPRESSORS_MAX`](crate::limits::COMPRESSORS_MAX) that are made at once in the whole appliance.
 
 use std::collections::VecDeque;
@@ -21,7 +21,7 @@ use super::replicate::{AttemptError, Replication};
 use super::source_state::SentIds;
 use super::transmit::{Outgoing, Packing, Pipe};
 use crate::accelerator::batch::{BatchBuilder, Prefix, Work};
-use crate::accelerator::effort::{Choice, Late, Made};
+use crate::accelerator::effort::{Choice, Content, Harder, Late, Made, Spare};
 use crate::accelerator::prefix;
 use crate::block::{CHUNK_BYTES, ChunkId, Geometry, PAGE_CHUNKS};
 use crate::error::Problem;
@@ -54,10 +54,15 @@ pub fn batch_loop(
         pipe.idle(start.elapsed());
         if !queue.is_empty() {
             // Room first: what is packed later knows more about the line, and more of what was sent.
-            let Ok(room) = runtime.block_on(out.reserve()) else { return Ok(()) };
+            let fill = ctx.rooms.fill();
+            let Ok(room) = runtime.block_on(ctx.rooms.take()) else { return Ok(()) };
             // None where all of it was to go ahead, and turned out to be there.
-            if let Some(packed) = pack_next(ctx, &mut queue, &mut sent, pipe)? {
-                room.send(packed);
+            let spare = Spare { backlog: pipe.backlog(), fill };
+            if let Some((packing, expected)) = pack_next(ctx, &mut queue, &mut sent, spare)? {
+                let packed = Outgoing::Batch(pipe.packed(packing, expected, room));
+                if runtime.block_on(out.send(packed)).is_err() {
+                    return Ok(());
+                }
             }
         } else if ctx.state.may_seal() {
             ctx.state.begin_seal();
@@ -73,28 +78,34 @@ fn pack_next(
     ctx: &Arc<Replication>,
     queue: &mut VecDeque<Ready>,
     sent: &mut SentIds,
-    pipe: &Pipe,
-) -> Result<Option<Outgoing>, AttemptError> {
+    spare: Spare,
+) -> Result<Option<(Packing, u64)>, AttemptError> {
     let runtime = Handle::current();
     let permit = runtime.block_on(ctx.compressors.clone().acquire_owned());
-    let backlog = pipe.backlog();
-    let choice = ctx.choose(backlog, queue.len() * CHUNK_BYTES);
-    tracing::debug!(effort = choice.effort.name, backlog, queued = queue.len(), "an effort was chosen");
+    let choice = ctx.choose(spare, queue.len() * CHUNK_BYTES);
     let start = Instant::now();
     let Some(gathered) = build(ctx, queue, sent, &choice)? else { return Ok(None) };
+    let content = gathered.content();
+    let harder = ctx.harder(spare, content, || gathered.builder.trial());
+    tracing::debug!(
+        effort = harder.map_or(choice.effort, |harder| harder.effort).name,
+        ?spare,
+        ?content,
+        queued = queue.len(),
+        "an effort was chosen"
+    );
     let before = start.elapsed();
-    let expected = (gathered.builder.plain_bytes() as f64 * choice.ratio) as u64;
+    let expected = content.plain as f64 * choice.ratio;
     let worker = ctx.clone();
     let work = move || {
-        let packed = gathered.finish(&worker, &choice, before);
+        let packed = gathered.finish(&worker, &choice, harder.as_ref(), before);
         drop(permit);
         packed
     };
-    let packing = match choice.beside {
-        true => Packing::Beside(tokio::task::spawn_blocking(work)),
-        false => Packing::Done(work()?),
-    };
-    Ok(Some(Outgoing::Batch(pipe.packed(packing, expected))))
+    Ok(Some(match harder {
+        Some(harder) => (Packing::Beside(tokio::task::spawn_blocking(work)), harder.stored),
+        None => (Packing::Done(work()?), expected as u64),
+    }))
 }
 
 enum Queued {
@@ -138,35 +149,50 @@ struct Gathered {
 }
 
 impl Gathered {
+    fn content(&self) -> Content {
+        Content {
+            plain: self.builder.plain_bytes(),
+            prefix: self.prefix.bytes.len(),
+            sampled: self.builder.expected_bytes(),
+        }
+    }
+
     /// Compresses it; the time before that is part of the work.
     fn finish(
         self,
         ctx: &Replication,
         choice: &Choice,
+        harder: Option<&Harder>,
         before: Duration,
     ) -> Result<Vec<Batch>, AttemptError> {
         let start = Instant::now();
-        let (plain, sampled) = (self.builder.plain_bytes(), self.builder.expected_bytes());
+        let Content { plain, sampled, mut prefix } = self.content();
         let accelerator = &ctx.handle.clocks.source_accelerator;
-        let until = (start + choice.within).checked_sub(before).unwrap_or(start);
-        let mut work = match choice.beside {
-            true => Work::until(&choice.effort, until, &choice.instead),
-            false => Work::of(&choice.effort),
+        let within = harder.map_or(Duration::ZERO, |harder| harder.within);
+        let until = (start + within).checked_sub(before).unwrap_or(start);
+        let (mut work, bases) = match harder {
+            Some(Harder { effort, .. }) => (Work::until(effort, until, &choice.effort), effort.bases),
+            None => (Work::of(&choice.effort), choice.effort.bases),
         };
+        // They may have been gathered for more work than the batch is worth.
+        let bases = if bases { self.prefix } else { Prefix::default() };
+        prefix = prefix.min(bases.bytes.len());
         let batches = accelerator
-            .time(|| self.builder.finish(self.prefix, &mut work))
+            .time(|| self.builder.finish(bases, &mut work))
             .map_err(|e| Problem::new("internal", "packing a batch", e.to_string(), "report this"))?;
         let stored = batches.iter().map(|batch| batch.payload.len()).sum();
-        let (tier, took) = (choice.effort.tier(), start.elapsed());
+        let effort = harder.map_or(choice.effort, |harder| harder.effort);
+        let (tier, took) = (effort.tier(), start.elapsed());
         let late = work.late().map(|part| Late { tier, part, work: before + took.min(until - start) });
         let made = match late {
-            None => Made { tier, plain, stored, sampled, work: before + took, late },
+            None => Made { tier, plain, prefix, stored, sampled, work: before + took, late },
             Some(late) => {
                 let work = (before + took).saturating_sub(late.work);
-                Made { tier: choice.instead.tier(), plain, stored, sampled, work, late: Some(late) }
+                let tier = choice.effort.tier();
+                Made { tier, plain, prefix, stored, sampled, work, late: Some(late) }
             }
         };
-        tracing::debug!(effort = choice.effort.name, ?made, "a batch was made");
+        tracing::debug!(effort = effort.name, ?made, "a batch was made");
         ctx.batch_made(made);
         Ok(batches)
     }
@@ -180,7 +206,6 @@ fn build(
     choice: &Choice,
 ) -> Result<Option<Gathered>, AttemptError> {
     let accelerator = &ctx.handle.clocks.source_accelerator;
-    let effort = &choice.effort;
     let mut builder = BatchBuilder::default();
     let mut literals = Vec::new();
     let mut buffer = vec![0; CHUNK_BYTES];
@@ -213,9 +238,9 @@ fn build(
             let from = builder.plain_bytes();
             builder.literal(wanted.disk, chunk, data);
             // Also where it was prepared while the line seemed too fast for bases: its own disk's may serve.
-            let looked = ready.looked || (effort.bases && !wanted.forced);
+            let looked = ready.looked || (choice.bases && !wanted.forced);
             let anchors = if looked { accelerator.time(|| anchors_of(data)) } else { Vec::new() };
-            ctx.bases.note_anchors(looked || effort.bases);
+            ctx.bases.note_anchors(looked || choice.bases);
             literals.push(Literal { ready, chunk, id, anchors, bytes: from..builder.plain_bytes() });
         }
         done.push((wanted, id));
@@ -238,7 +263,7 @@ fn build(
 /// again: what went wrong may have been a base.
 fn gather(ctx: &Replication, literals: &[Literal], builder: &BatchBuilder, choice: &Choice) -> Prefix {
     let mut prefix = Prefix::default();
-    if !choice.effort.bases || literals.iter().any(|literal| literal.ready.wanted.forced) {
+    if !choice.bases || literals.iter().any(|literal| literal.ready.wanted.forced) {
         return prefix;
     }
     let known = literals.iter().filter(|literal| literal.ready.known != 0);

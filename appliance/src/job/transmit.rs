@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::replicate::{AttemptError, Replication, join};
 use crate::accelerator::effort::Seen;
 use crate::block::CHUNK_BYTES;
-use crate::limits::CREDIT_BYTES;
+use crate::limits::{BATCHES_PACKED_MAX, CREDIT_BYTES};
 use crate::wire::SessionSender;
 use crate::wire::message::{Batch, Entry, Message};
 
@@ -38,6 +38,37 @@ pub enum Packing {
 pub struct Packed {
     packing: Packing,
     counted: u64,
+    /// Given back when they are next.
+    room: OwnedSemaphorePermit,
+}
+
+/// Room for packed batches: one of the session's own, so that none waits for another, and what all share.
+pub struct Rooms {
+    own: Arc<Semaphore>,
+    shared: Arc<Semaphore>,
+}
+
+impl Rooms {
+    /// Of a session.
+    pub fn new(shared: Arc<Semaphore>) -> Self {
+        Self { own: Arc::new(Semaphore::new(1)), shared }
+    }
+
+    /// Waits for room.
+    pub async fn take(&self) -> Result<OwnedSemaphorePermit, AttemptError> {
+        let (own, shared) = (self.own.clone().acquire_owned(), self.shared.clone().acquire_owned());
+        tokio::select! {
+            biased;
+            room = own => room,
+            room = shared => room,
+        }
+        .map_err(|_| AttemptError::Cancelled)
+    }
+
+    /// The part of what all share that is taken; 0 to 1.
+    pub fn fill(&self) -> f64 {
+        1.0 - self.shared.available_permits() as f64 / BATCHES_PACKED_MAX as f64
+    }
 }
 
 /// What lies between the batcher and the target's disks, in one attempt.
@@ -74,13 +105,13 @@ impl Pipe {
     }
 
     /// Counts batches in.
-    pub fn packed(&self, packing: Packing, expected: u64) -> Packed {
+    pub fn packed(&self, packing: Packing, expected: u64, room: OwnedSemaphorePermit) -> Packed {
         let counted = match &packing {
             Packing::Done(batches) => payload_bytes(batches),
             Packing::Beside(_) => expected,
         };
         self.packed.fetch_add(counted, Ordering::Relaxed);
-        Packed { packing, counted }
+        Packed { packing, counted, room }
     }
 
     /// That much goes to the wire.
@@ -131,6 +162,7 @@ pub async fn transmit(
             }
         };
         pipe.made(packed.counted, &batches);
+        drop(packed.room);
         let (now, crossed) = (Instant::now(), *durable.borrow());
         let idle = Duration::from_micros(pipe.idle.swap(0, Ordering::Relaxed));
         if let Some((then, before)) = last.replace((now, crossed)) {
@@ -193,9 +225,11 @@ mod tests {
     async fn the_backlog_counts_every_byte_once() {
         let (told, durable) = watch::channel(0);
         let pipe = Pipe::new(durable);
-        let done = pipe.packed(Packing::Done(vec![batch(700), batch(300)]), 5);
+        let rooms = Rooms::new(Arc::new(Semaphore::new(BATCHES_PACKED_MAX)));
+        let room = async || rooms.take().await.ok().unwrap();
+        let done = pipe.packed(Packing::Done(vec![batch(700), batch(300)]), 5, room().await);
         let beside = tokio::task::spawn_blocking(|| Ok(vec![batch(450)]));
-        let beside = pipe.packed(Packing::Beside(beside), 600);
+        let beside = pipe.packed(Packing::Beside(beside), 600, room().await);
         assert_eq!(pipe.backlog(), 1600);
         pipe.made(done.counted, &[batch(700), batch(300)]);
         pipe.made(beside.counted, &[batch(450)]);
@@ -204,5 +238,25 @@ mod tests {
         assert_eq!((pipe.backlog(), pipe.outstanding()), (1450, 1450));
         told.send_replace(1000);
         assert_eq!((pipe.backlog(), pipe.outstanding()), (450, 450));
+    }
+
+    /// However much others hold, each session has room for one.
+    #[tokio::test]
+    async fn no_session_waits_for_room_that_others_hold() {
+        let shared = Arc::new(Semaphore::new(BATCHES_PACKED_MAX));
+        let (greedy, modest) = (Rooms::new(shared.clone()), Rooms::new(shared));
+        let mut held = Vec::new();
+        for _ in 0..=BATCHES_PACKED_MAX {
+            held.push(greedy.take().await.ok().unwrap());
+        }
+        assert_eq!(greedy.fill(), 1.0);
+        let soon = |rooms| async move {
+            tokio::time::timeout(Duration::from_millis(20), Rooms::take(rooms)).await.ok()?.ok()
+        };
+        assert!(soon(&greedy).await.is_none());
+        let own = soon(&modest).await;
+        assert!(own.is_some() && soon(&modest).await.is_none());
+        held.clear();
+        assert!(soon(&modest).await.is_some() && soon(&greedy).await.is_some());
     }
 }

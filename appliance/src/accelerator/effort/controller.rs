@@ -1,9 +1,10 @@
 //! The choice of an effort for each batch of one session.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::line::{Line, PAST_SECONDS, Seen};
-use super::{Choice, Effort, FIRST, Made, TIERS};
+use super::{Choice, Content, Effort, FIRST, Harder, Made, Spare, TIERS, TRIED};
 
 /// A tier that costs no more than this against the cheapest counts as equal.
 const EQUAL: f64 = 1.1;
@@ -29,6 +30,12 @@ const LATE_MAX: f64 = 2.0;
 const BATCHES_FIRST: u32 = 3;
 /// Batches after which what a tier put out is forgotten, so that it is tried again.
 const FORGET_AFTER: u32 = 48;
+/// A byte of prefix against one of plain data: it is indexed, not searched for. (Level 9: 0.3, level 18: 0.75.)
+const PREFIX_WORK: f64 = 0.5;
+/// Batches whose worth is remembered, to tell a good one.
+const WORTHS_MAX: usize = 32;
+/// What harder work has to save of a batch at least.
+const WORTH_LEAST: f64 = 0.003;
 /// Smallest batch.
 const PLAIN_BYTES_MIN: usize = 512 * 1024;
 /// Stored bytes with bases against those without, before anything was measured.
@@ -41,8 +48,14 @@ pub struct Controller {
     tier: usize,
     /// What can be kept up.
     kept_up: usize,
-    /// Seconds of work for each plain byte, by tier, where measured; and batches since.
+    /// Bases are looked for.
+    bases: bool,
+    /// Seconds of work for each byte of plain data, or two of prefix, by tier, where measured; and batches since.
     work: [Option<(f64, u32)>; TIERS.len()],
+    /// Such bytes for each plain byte, of late.
+    weight: f64,
+    /// Bytes that a second of harder work would have saved, batch by batch.
+    worths: VecDeque<f64>,
     line: Line,
     /// Stored bytes for each plain byte at the first tier, of late.
     ratio: f64,
@@ -66,7 +79,10 @@ impl Controller {
         Self {
             tier: FIRST,
             kept_up: FIRST,
+            bases: TIERS[FIRST].bases,
             work: [None; TIERS.len()],
+            weight: 1.0,
+            worths: VecDeque::new(),
             line: Line::new(line_bytes_per_second),
             ratio: 0.5,
             gain: None,
@@ -78,6 +94,11 @@ impl Controller {
     /// The effort as last chosen.
     pub fn effort(&self) -> Effort {
         TIERS[self.tier]
+    }
+
+    /// Whether bases are looked for, as last chosen.
+    pub fn bases(&self) -> bool {
+        self.bases
     }
 
     /// Plain bytes to gather for the next batch: what is expected to give a frame of some 768 KiB.
@@ -102,20 +123,22 @@ impl Controller {
         }
         self.batches = self.batches.saturating_add(1);
         let plain = made.plain as f64;
+        let weight = weight(made.plain, made.prefix);
         let work = made.work.as_secs_f64().max(1e-6);
         let tier = made.tier.min(TIERS.len() - 1);
         let smooth = |old: f64, new: f64| old + NEW * (new - old);
         let older = |(value, age): (f64, u32)| Some((value, age + 1)).filter(|(_, age)| *age < FORGET_AFTER);
         self.work.iter_mut().for_each(|slot| *slot = slot.and_then(older));
         if let Some(late) = made.late.filter(|late| late.tier < TIERS.len()) {
-            let whole = late.work.as_secs_f64() / late.part.max(0.01) / plain;
+            let whole = late.work.as_secs_f64() / late.part.max(0.01) / weight;
             let known = self.seconds(late.tier);
             let slower = if known > 0.0 { whole.min(known * LATE_MAX) } else { whole };
             self.work[late.tier] = Some((smooth(known, slower), 0));
         }
         self.gain = self.gain.and_then(older);
         let slot = &mut self.work[tier];
-        *slot = Some((slot.map_or(work / plain, |(old, _)| smooth(old, work / plain)), 0));
+        *slot = Some((slot.map_or(work / weight, |(old, _)| smooth(old, work / weight)), 0));
+        self.weight = smooth(self.weight, weight / plain);
         self.ratio = smooth(self.ratio, made.sampled as f64 / plain);
         self.raw = made.stored >= made.plain;
         // What went raw tells nothing of bases, but that there are none for noise.
@@ -126,39 +149,103 @@ impl Controller {
         }
     }
 
-    /// The next batch, of `gathered` plain bytes at most. `backlog`: bytes that are packed, or being packed,
-    /// and not durable yet.
-    pub fn choose(&mut self, backlog: u64, gathered: usize) -> Choice {
-        let mut within = 0.0;
-        if let Some(line) = self.line.rate().filter(|_| self.batches >= BATCHES_FIRST) {
-            let known = self.work.iter().rposition(Option::is_some).unwrap_or(self.kept_up);
+    /// The next batch, of `gathered` plain bytes at most.
+    pub fn choose(&mut self, spare: Spare, gathered: usize) -> Choice {
+        let mut bases = false;
+        if let Some(line) = self.measured_line() {
+            let known = self.known();
             self.kept_up = self.cheapest(line).min(known + 1);
-            let dry = backlog as f64 / line - PAST_SECONDS;
-            let ready = |tier: &usize| {
-                let plain = self.plain_bytes(*tier).min(gathered) as f64;
-                self.stored(*tier) < self.stored(self.kept_up)
-                    && self.seconds(*tier) * plain <= dry * OF_THE_TIME
-            };
-            // One step at a time upwards: what is not measured is a guess.
-            let beyond = (self.kept_up + 1..TIERS.len().min(known + 2)).rev();
-            let harder = beyond.filter(|_| self.line.waits()).find(ready);
-            self.tier = harder.unwrap_or(self.kept_up);
-            let plain = self.plain_bytes(self.tier).min(gathered) as f64;
-            within = dry * OF_THE_TIME_MAX - 2.0 * self.seconds(self.kept_up) * plain;
+            let plain = self.plain_bytes(self.kept_up).min(gathered) as f64;
+            let time = dry(spare, line) * OF_THE_TIME;
+            let fits = |tier: usize| self.seconds(tier) * self.weight * plain <= time;
+            bases = self.beyond().any(|tier| TIERS[tier].bases && fits(tier));
         }
+        self.tier = self.kept_up;
+        self.bases = bases || TIERS[self.kept_up].bases;
         Choice {
-            effort: TIERS[self.tier],
-            plain_bytes: self.plain_bytes(self.tier),
-            beside: self.tier > self.kept_up,
-            within: Duration::try_from_secs_f64(within).unwrap_or_default(),
-            instead: TIERS[self.kept_up],
-            ratio: if self.raw { 1.0 } else { self.stored(self.tier) },
+            effort: TIERS[self.kept_up],
+            plain_bytes: self.plain_bytes(self.kept_up),
+            bases: self.bases,
+            ratio: if self.raw { 1.0 } else { self.stored(self.kept_up) },
         }
+    }
+
+    /// Whether a batch is worth more work than can be kept up. `trial`: what pieces of it came to at the first
+    /// tier that is tried, against the one before; asked where it matters.
+    pub fn harder(&mut self, spare: Spare, content: Content, trial: impl FnOnce() -> f64) -> Option<Harder> {
+        let line = self.measured_line()?;
+        let dry = dry(spare, line);
+        let weight = weight(content.plain, content.prefix);
+        let seconds = |tier: usize| self.seconds(tier) * weight;
+        let tiers: Vec<usize> = self.beyond().filter(|tier| seconds(*tier) <= dry * OF_THE_TIME).collect();
+        let last = *tiers.last()?;
+        let tried = if last >= TRIED { trial().min(1.0) } else { 1.0 };
+        let stored = |tier: usize| self.expected(tier, content, tried);
+        let worth = |tier: usize, than: usize| {
+            let (saved, time) = (stored(than) - stored(tier), seconds(tier) - seconds(than));
+            if saved < stored(than) * WORTH_LEAST { 0.0 } else { saved / time.max(1e-3) }
+        };
+        let price = self.price(spare.fill);
+        let mut taken = self.kept_up;
+        for tier in tiers {
+            let worth = worth(tier, taken);
+            if worth > 0.0 && worth >= price {
+                taken = tier;
+            }
+        }
+        let seen = worth(last.min(TRIED.max(self.kept_up + 1)), self.kept_up);
+        let harder = (taken > self.kept_up).then(|| Harder {
+            effort: TIERS[taken],
+            within: Duration::try_from_secs_f64(dry * OF_THE_TIME_MAX - 2.0 * seconds(self.kept_up))
+                .unwrap_or_default(),
+            stored: stored(taken) as u64,
+        });
+        self.worths.push_back(seen);
+        if self.worths.len() > WORTHS_MAX {
+            self.worths.pop_front();
+        }
+        self.tier = taken;
+        harder
+    }
+
+    /// What a second of harder work has to save: nothing where there is no room for more that is packed anyway, as
+    /// much as the best of late where there is little that is packed.
+    fn price(&self, fill: f64) -> f64 {
+        let mut worths: Vec<f64> = self.worths.iter().copied().collect();
+        worths.sort_by(f64::total_cmp);
+        let at = (1.0 - fill.clamp(0.0, 1.0)) * worths.len() as f64;
+        if fill >= 1.0 { 0.0 } else { worths.get(at as usize).copied().unwrap_or(0.0) }
+    }
+
+    fn measured_line(&self) -> Option<f64> {
+        self.line.rate().filter(|_| self.batches >= BATCHES_FIRST)
+    }
+
+    /// The hardest tier that was measured.
+    fn known(&self) -> usize {
+        self.work.iter().rposition(Option::is_some).unwrap_or(self.kept_up)
+    }
+
+    /// What may be tried beside, least work first: one step at a time upwards, for what is not measured is a guess.
+    fn beyond(&self) -> std::ops::Range<usize> {
+        let end = TIERS.len().min(self.known() + 2);
+        if self.line.waits() { self.kept_up + 1..end } else { 0..0 }
+    }
+
+    /// Stored bytes to expect of a batch.
+    fn expected(&self, tier: usize, content: Content, tried: f64) -> f64 {
+        let gain = self.gain.map_or(BASES_PRIOR, |(gain, _)| gain);
+        let first = if TIERS[tier].bases { content.sampled as f64 * gain } else { content.sampled as f64 };
+        let stored = match tier.checked_sub(TRIED) {
+            None => first * TIERS[tier].prior.1,
+            Some(_) => first * TIERS[TRIED - 1].prior.1 * tried * TIERS[tier].prior.1 / TIERS[TRIED].prior.1,
+        };
+        stored.min(content.plain as f64)
     }
 
     /// The tier at which a byte costs least, of equals the one that sends least.
     fn cheapest(&self, line: f64) -> usize {
-        let cost = |tier: usize| self.seconds(tier).max(self.stored(tier) / line);
+        let cost = |tier: usize| (self.seconds(tier) * self.weight).max(self.stored(tier) / line);
         let lowest = usize::from(line < FAST_LINE);
         let least = (lowest..TIERS.len()).map(cost).fold(f64::MAX, f64::min);
         let equal = (lowest..TIERS.len()).filter(|tier| cost(*tier) <= least * EQUAL);
@@ -185,7 +272,7 @@ impl Controller {
         (first * effort.prior.1).min(1.0)
     }
 
-    /// Seconds of work to expect for each plain byte: as measured, else from the nearest tier that was.
+    /// Seconds of work to expect for each byte of weight: as measured, else from the nearest tier that was.
     fn seconds(&self, tier: usize) -> f64 {
         let measured =
             |at: usize| self.work[at].map(|(seconds, _)| seconds * TIERS[tier].prior.0 / TIERS[at].prior.0);
@@ -198,7 +285,7 @@ impl Controller {
     pub fn reason(&self) -> String {
         let mbit = |rate: f64| rate * 8.0 / 1e6;
         let makes = match self.work[self.tier] {
-            Some((seconds, _)) => format!("{:.0} MB/s of disk", 1.0 / (seconds * 1e6)),
+            Some((seconds, _)) => format!("{:.0} MB/s of disk", 1.0 / (seconds * self.weight * 1e6)),
             None => "what is not measured yet".into(),
         };
         match self.line.rate() {
@@ -213,4 +300,14 @@ impl Controller {
             ),
         }
     }
+}
+
+/// Seconds until the line runs dry.
+fn dry(spare: Spare, line: f64) -> f64 {
+    spare.backlog as f64 / line - PAST_SECONDS
+}
+
+/// What the work on a batch depends on.
+fn weight(plain: usize, prefix: usize) -> f64 {
+    plain as f64 + PREFIX_WORK * prefix as f64
 }

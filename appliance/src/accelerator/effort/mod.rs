@@ -11,6 +11,8 @@
 //! and has not crossed yet keeps the line busy for a known time, and a batch that is ready before it runs
 //! dry costs nothing, however hard it was worked on. So single batches are worked on harder than the rest,
 //! as often as the line and the processor allow: beside the others, which wait their turn behind them.
+//! What that saves differs a hundredfold from batch to batch (1 KiB to 700 KiB for each second of work), so
+//! a few pieces of a batch are tried first, and the more time there is, the less it has to save.
 //!
 //! What tiers without bases would send is known from pieces of each batch that are compressed anyway; what
 //! those with bases would, from the last batch that used some. No setting, because the answer differs
@@ -53,12 +55,11 @@ pub struct Effort {
     prior: (f64, f64),
 }
 
-const TIERS: [Effort; 7] = [
+const TIERS: [Effort; 6] = [
     Effort::without_bases("fast", 1, (1.0, 1.0)),
     Effort::without_bases("plain", 3, (1.7, 0.93)),
     Effort::with_bases("balanced", 3, 1 << 20, (23, 20, 19), (3.5, 1.0)),
     Effort::with_bases("best", 9, 4 << 20, (25, 22, 23), (8.0, 0.955)),
-    Effort::with_bases("harder", 12, 4 << 20, (25, 22, 23), (13.0, 0.945)),
     Effort {
         search: Some((3, 3)),
         ..Effort::with_bases("hardest", 18, 4 << 20, (25, 22, 23), (64.0, 0.905))
@@ -67,8 +68,16 @@ const TIERS: [Effort; 7] = [
 ];
 /// Where a session begins: small sessions end here, and what is unknown about the line is learned at once.
 const FIRST: usize = 3;
+/// The first tier whose gain is tried on pieces of each batch; against the one before it.
+const TRIED: usize = 4;
 
 impl Effort {
+    /// For a look at what harder work would save: the same search on little data, at two tiers.
+    pub const TRIALS: [Effort; 2] = [
+        Effort { window_log: 17, tables: None, ..TIERS[TRIED - 1] },
+        Effort { window_log: 17, tables: None, ..TIERS[TRIED] },
+    ];
+
     /// For a look at whether data shrinks at all.
     pub const PROBE: Effort = Effort { window_log: 17, ..Effort::without_bases("probe", 1, (1.0, 1.0)) };
 
@@ -114,6 +123,8 @@ pub struct Made {
     pub tier: usize,
     /// Plain bytes.
     pub plain: usize,
+    /// Bytes of its prefix.
+    pub prefix: usize,
     /// Bytes of the frame.
     pub stored: usize,
     /// What it would have come to at the first tier, from pieces.
@@ -135,20 +146,46 @@ pub struct Late {
     pub work: Duration,
 }
 
+/// How much time there is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spare {
+    /// Bytes that are packed, or being packed, and not durable yet.
+    pub backlog: u64,
+    /// Of the room for batches that are packed, the part that is taken; 0 to 1.
+    pub fill: f64,
+}
+
 /// The next batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
-    /// How hard to work on it.
+    /// What can be kept up.
     pub effort: Effort,
     /// Its plain bytes, at most.
     pub plain_bytes: usize,
-    /// More than can be kept up: other batches are made meanwhile, and after `within` it is given up for
-    /// `instead`.
-    pub beside: bool,
-    /// Time for it.
-    pub within: Duration,
-    /// What can be kept up.
-    pub instead: Effort,
+    /// Look for bases.
+    pub bases: bool,
     /// Stored bytes to expect for each plain byte.
     pub ratio: f64,
+}
+
+/// A batch that is gathered and not compressed.
+#[derive(Clone, Copy, Debug)]
+pub struct Content {
+    /// Plain bytes.
+    pub plain: usize,
+    /// Bytes of its prefix.
+    pub prefix: usize,
+    /// Stored bytes at the first tier, from pieces.
+    pub sampled: usize,
+}
+
+/// More than can be kept up: other batches are made meanwhile, and after `within` it is given up for what can.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Harder {
+    /// How hard to work.
+    pub effort: Effort,
+    /// Time for it.
+    pub within: Duration,
+    /// Stored bytes to expect.
+    pub stored: u64,
 }
