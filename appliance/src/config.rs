@@ -129,6 +129,8 @@ pub struct AcceleratorSection {
     pub block_memory_bytes: usize,
     /// A source keeps what it sends in its cache, as bases for later.
     pub keep_sent: bool,
+    /// A source looks for bases where the line makes it worth its while.
+    pub bases: bool,
 }
 
 /// `[cache]`

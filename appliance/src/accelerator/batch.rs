@@ -11,6 +11,7 @@ use bytes::Bytes;
 use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter, ErrorCode, InBuffer, OutBuffer, get_error_name};
 
+use super::branches;
 use super::effort::Effort;
 use crate::block::CHUNK_BYTES;
 use crate::limits::{BATCH_ENTRIES_MAX, BATCH_PLAIN_BYTES_MAX, BATCH_STORED_BYTES_MAX};
@@ -159,9 +160,26 @@ impl BatchBuilder {
             || self.entries.len() >= BATCH_ENTRIES_MAX
     }
 
+    /// The nth entry, a literal, shares nothing with what the target has: if it is code, it goes as such.
+    pub fn as_code(&mut self, nth: usize) {
+        let from = nth.checked_sub(1).map_or(0, |before| self.ends[before]);
+        if let Entry::Literal { disk, chunk } = self.entries[nth]
+            && branches::looks_like_code(&self.plain[from..self.ends[nth]])
+        {
+            self.entries[nth] = Entry::Code { disk, chunk };
+        }
+    }
+
     /// Closes the batch. What came out larger than a message may be (content that looked as if it shrank)
     /// is cut into smaller ones, without bases.
-    pub fn finish(self, prefix: Prefix, work: &mut Work) -> Result<Vec<Batch>, BatchError> {
+    pub fn finish(mut self, prefix: Prefix, work: &mut Work) -> Result<Vec<Batch>, BatchError> {
+        let mut from = 0;
+        for (entry, end) in self.entries.iter().zip(&self.ends) {
+            if let Entry::Code { chunk, .. } = entry {
+                branches::add_places(&mut self.plain[from..*end], chunk.wrapping_mul(CHUNK_BYTES as u64));
+            }
+            from = *end;
+        }
         let whole = pack(&self.entries, &self.plain, prefix, work)?;
         if whole.payload.len() <= BATCH_STORED_BYTES_MAX {
             return Ok(vec![whole]);

@@ -38,6 +38,7 @@ pub const KEYS: &[&str] = &[
     "accelerator.anchor_memory",
     "accelerator.block_memory",
     "accelerator.keep_sent",
+    "accelerator.bases",
 ];
 
 type Text = Option<Spanned<String>>;
@@ -135,6 +136,7 @@ pub(super) struct Accelerator {
     pub anchor_memory: Text,
     pub block_memory: Text,
     pub keep_sent: Option<bool>,
+    pub bases: Option<bool>,
 }
 
 /// Reads a file of bounded size.

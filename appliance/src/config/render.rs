@@ -53,6 +53,7 @@ pub(super) fn render(config: &Config) -> String {
     line(format!("anchor_memory = \"{}B\"", config.accelerator.anchor_memory_bytes));
     line(format!("block_memory = \"{}B\"", config.accelerator.block_memory_bytes));
     line(format!("keep_sent = {}", config.accelerator.keep_sent));
+    line(format!("bases = {}", config.accelerator.bases));
     out
 }
 

@@ -106,6 +106,7 @@ fn accelerator(raw: &file::Accelerator, checker: &mut Checker) -> AcceleratorSec
         ),
         block_memory_bytes: memory("accelerator.block_memory", raw.block_memory.as_ref(), BLOCK_MEMORY_BYTES),
         keep_sent: raw.keep_sent.unwrap_or(true),
+        bases: raw.bases.unwrap_or(true),
     }
 }
 

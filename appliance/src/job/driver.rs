@@ -334,7 +334,10 @@ impl Driver {
             probes: Probes::default(),
             preparing: AtomicUsize::new(0),
             ahead: self.ahead(peer).await,
-            effort: Mutex::new(Controller::starting_from(self.line(&peer.peer_id))),
+            effort: Mutex::new(Controller::starting_from(
+                self.line(&peer.peer_id),
+                self.parts.look_for_bases,
+            )),
             keep_sent: self.parts.keep_sent,
             compressors: self.parts.compressors.clone(),
             rooms: Rooms::new(self.parts.packed.clone()),

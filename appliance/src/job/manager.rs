@@ -70,7 +70,7 @@ impl JobManager {
     ) -> Result<Arc<Self>, Problem> {
         let (definitions, jobs, unreadable) = Definitions::open(jobs_directory)?;
         let records = Records::new(database);
-        let SourceStores { repository, anchors, filters, cache, keep_sent, window } = stores;
+        let SourceStores { repository, anchors, filters, cache, keep_sent, look_for_bases, window } = stores;
         let parts = Arc::new(Parts {
             wire,
             hosts,
@@ -79,6 +79,7 @@ impl JobManager {
             filters,
             cache,
             keep_sent,
+            look_for_bases,
             base_chunks: Arc::default(),
             refreshes: Refreshes::default(),
             gates: Gates::default(),

@@ -36,6 +36,8 @@ pub struct Parts {
     pub cache: Arc<GlobalCache>,
     /// Keep what is sent in it.
     pub keep_sent: bool,
+    /// Look for bases.
+    pub look_for_bases: bool,
     pub(super) base_chunks: Arc<BaseChunks>,
     pub(super) refreshes: Refreshes,
     pub(super) gates: Gates,
@@ -63,6 +65,8 @@ pub struct SourceStores {
     pub cache: Arc<GlobalCache>,
     /// Keep what is sent in it.
     pub keep_sent: bool,
+    /// Look for bases.
+    pub look_for_bases: bool,
     /// The hours in which its jobs run by themselves.
     pub window: Option<Window>,
 }

@@ -4,14 +4,15 @@
 //! the session's task. Every chunk that is written was hashed here first; the ids of the point's
 //! manifest are the ones computed here, never what the source says.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::accelerator::batch;
 use crate::accelerator::block_index::{BlockIndex, block_ids};
 use crate::accelerator::global_cache::{GlobalCache, Ticket};
 use crate::accelerator::recipe;
 use crate::accelerator::resolve::Resolver;
+use crate::accelerator::{batch, branches};
 use crate::block::{CHUNK_BYTES, ChunkId, DomainKey, DomainTag, Geometry, PAGE_CHUNKS, ShortId};
 use crate::busy::BusyClock;
 use crate::error::Problem;
@@ -180,13 +181,18 @@ impl PointWriter {
         let mut applied = Applied::default();
         for entry in &batch.header.entries {
             match *entry {
-                Entry::Literal { disk, chunk } => {
+                Entry::Literal { disk, chunk } | Entry::Code { disk, chunk } => {
                     let len = self.geometry(disk)?.chunk_len(chunk);
                     let Some((data, after)) = rest.split_at_checked(len).filter(|_| len > 0) else {
                         return Err(protocol("a batch is shorter than its recipe"));
                     };
                     rest = after;
-                    self.literal(disk, chunk, data, with_bases, &mut applied)?;
+                    let mut data = Cow::Borrowed(data);
+                    if matches!(entry, Entry::Code { .. }) {
+                        let place = self.geometry(disk)?.chunk_range(chunk).start;
+                        clocks.accelerator.time(|| branches::take_places(data.to_mut(), place));
+                    }
+                    self.literal(disk, chunk, &data, with_bases, &mut applied)?;
                 }
                 Entry::Copy { disk, chunk, id } => {
                     let len = self.geometry(disk)?.chunk_len(chunk);
@@ -252,7 +258,7 @@ impl PointWriter {
         tracing::warn!("a base that was held is gone or bad; asking for the chunks of one batch again");
         let mut applied = Applied::default();
         for entry in &batch.header.entries {
-            let (Entry::Literal { disk, chunk } | Entry::Copy { disk, chunk, .. }) = *entry;
+            let (disk, chunk) = entry.place();
             if self.wants(disk, chunk) {
                 applied.needs.push(need_one(disk, chunk));
             }

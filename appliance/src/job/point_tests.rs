@@ -53,9 +53,13 @@ fn target() -> Target {
     Target { writer, building, shared, _dir: dir }
 }
 
+/// From 100 on: what looks like code.
 fn content(n: u8) -> Vec<u8> {
     let mut data = vec![0; CHUNK_BYTES];
     blake3::Hasher::new().update(&[n]).finalize_xof().fill(&mut data);
+    if n >= 100 {
+        data.chunks_exact_mut(64).for_each(|part| (part[7], part[11]) = (0xe8, 0));
+    }
     data
 }
 
@@ -75,12 +79,31 @@ fn offer(page: u64, contents: &[u8]) -> Offer {
 fn batch(literals: &[(u64, u8)], copies: &[(u64, u8)]) -> Batch {
     let mut builder = BatchBuilder::default();
     literals.iter().for_each(|(chunk, n)| builder.literal(0, *chunk, &content(*n)));
+    (0..literals.len()).for_each(|nth| builder.as_code(nth));
     copies.iter().for_each(|(chunk, n)| builder.copy(0, *chunk, short(*n)));
     builder.finish(Prefix::default(), &mut Work::of(&Controller::default().effort())).unwrap().remove(0)
 }
 
 fn needed(applied: &Applied) -> Vec<usize> {
     applied.needs.iter().flat_map(recipe::needed).collect()
+}
+
+#[test]
+fn code_arrives_as_it_was() {
+    let Target { mut writer, building, .. } = target();
+    let contents = [100, 1, 101];
+    writer.offer(&offer(1, &contents)).unwrap();
+    let batch = batch(&[(1024, 100), (1025, 1), (1026, 101)], &[]);
+    let code = |entry: &Entry| matches!(entry, Entry::Code { .. });
+    assert_eq!(batch.header.entries.iter().map(code).collect::<Vec<_>>(), [true, false, true]);
+    let plain = batch::decode(&batch, &[]).unwrap();
+    assert!(plain[..CHUNK_BYTES] != content(100) && plain[CHUNK_BYTES..2 * CHUNK_BYTES] == content(1));
+    assert!(writer.batch(&batch).unwrap().needs.is_empty() && writer.is_idle());
+    let mut ids = [ChunkId::ZERO; PAGE_CHUNKS];
+    (ids.iter_mut().zip(contents)).for_each(|(id, n)| *id = KEY.chunk_id(&content(n)));
+    let mut table = PageTable::new(DISK_LEN);
+    table.set(1, page_hash(&ids));
+    assert_eq!(building.roots(), [table.root()]);
 }
 
 #[test]

@@ -138,6 +138,8 @@ struct Literal {
     chunk: u64,
     id: ChunkId,
     anchors: Vec<ChunkAnchor>,
+    /// Its place among the batch's entries.
+    nth: usize,
     /// Where its bytes lie in the batch.
     bytes: std::ops::Range<usize>,
 }
@@ -241,14 +243,21 @@ fn build(
             let looked = ready.looked || (choice.bases && !wanted.forced);
             let anchors = if looked { accelerator.time(|| anchors_of(data)) } else { Vec::new() };
             ctx.bases.note_anchors(looked || choice.bases);
-            literals.push(Literal { ready, chunk, id, anchors, bytes: from..builder.plain_bytes() });
+            literals.push(Literal {
+                ready,
+                chunk,
+                id,
+                anchors,
+                nth: done.len(),
+                bytes: from..builder.plain_bytes(),
+            });
         }
         done.push((wanted, id));
     }
     if done.is_empty() {
         return Ok(None);
     }
-    let prefix = accelerator.time(|| gather(ctx, &literals, &builder, choice));
+    let prefix = accelerator.time(|| gather(ctx, &literals, &mut builder, choice));
     accelerator.time(|| keep(ctx, &literals, &builder));
     for (wanted, id) in done {
         ctx.bases.note_built((wanted.disk, wanted.page), [wanted.position]);
@@ -260,8 +269,8 @@ fn build(
 }
 
 /// The blocks that resemble the batch's content and that the target has. None for chunks it asks for
-/// again: what went wrong may have been a base.
-fn gather(ctx: &Replication, literals: &[Literal], builder: &BatchBuilder, choice: &Choice) -> Prefix {
+/// again: what went wrong may have been a base. What has none goes as code, if it is code.
+fn gather(ctx: &Replication, literals: &[Literal], builder: &mut BatchBuilder, choice: &Choice) -> Prefix {
     let mut prefix = Prefix::default();
     if !choice.bases || literals.iter().any(|literal| literal.ready.wanted.forced) {
         return prefix;
@@ -274,11 +283,18 @@ fn gather(ctx: &Replication, literals: &[Literal], builder: &BatchBuilder, choic
         prefix.runs.push(PrefixRun { from, blocks: literal.ready.known });
         prefix::blocks(data, literal.ready.known).for_each(|block| prefix.bytes.extend_from_slice(block));
     }
-    let anchors = literals.iter().flat_map(|literal| &literal.anchors).map(|(anchor, _)| *anchor);
-    let hits = ctx.bases.anchors.find(anchors);
+    let mut hits = Vec::new();
+    for literal in literals {
+        let before = hits.len();
+        let found = ctx.bases.anchors.find(literal.anchors.iter().map(|(anchor, _)| *anchor));
+        hits.extend(found.into_iter().flatten());
+        if hits.len() == before && literal.ready.known == 0 {
+            builder.as_code(literal.nth);
+        }
+    }
     let room = (3 * choice.plain_bytes).saturating_sub(prefix.bytes.len());
     let (mut unknown, mut unconfirmed, mut gone) = (0, 0, 0);
-    for ((image, chunk), blocks) in prefix::around(hits.into_iter().flatten(), room) {
+    for ((image, chunk), blocks) in prefix::around(hits, room) {
         let Some(found) = ctx.bases.find(ctx, image, chunk) else {
             unknown += 1;
             continue;

@@ -187,8 +187,8 @@ pub async fn transmit(
 }
 
 fn note_batch(ctx: &Replication, batch: &Batch) {
-    let literals = batch.header.entries.iter().filter(|entry| matches!(entry, Entry::Literal { .. })).count();
-    let copies = batch.header.entries.len() - literals;
+    let copies = batch.header.entries.iter().filter(|entry| matches!(entry, Entry::Copy { .. })).count();
+    let literals = batch.header.entries.len() - copies;
     let base: u64 = batch.header.prefix.iter().map(|run| u64::from(run.blocks.count_ones()) * 4096).sum();
     let recipe = Message::Batch(batch.clone()).encode().1.len() as u64;
     let payload = batch.payload.len() as u64;
@@ -202,8 +202,8 @@ fn note_batch(ctx: &Replication, batch: &Batch) {
         }
         session.chunks.known += copies as u64;
         session.bytes.deduplicated += (copies * CHUNK_BYTES) as u64;
-        if let Some(Entry::Literal { disk, .. } | Entry::Copy { disk, .. }) = batch.header.entries.first()
-            && let Some(disk) = session.disks.get_mut(*disk as usize)
+        if let Some((disk, _)) = batch.header.entries.first().map(Entry::place)
+            && let Some(disk) = session.disks.get_mut(disk as usize)
         {
             disk.sent_bytes += payload + recipe;
         }

@@ -97,6 +97,7 @@ impl Appliance {
                 filters: Arc::new(SharedFilters::new(stores.state.join("filters"))),
                 cache: stores.cache.clone(),
                 keep_sent: config.accelerator.keep_sent,
+                look_for_bases: config.accelerator.bases,
                 window: config.window.clone(),
             };
             let start = move || JobManager::start(&directory, database, source, wire, hosts, tasks, stop);

@@ -206,6 +206,7 @@ mod tests {
             entries: vec![
                 Entry::Literal { disk: 1, chunk: 300 },
                 Entry::Copy { disk: 0, chunk: 2, id: ShortId([7; 16]) },
+                Entry::Code { disk: 1, chunk: 301 },
             ],
             prefix: vec![
                 PrefixRun { from: PrefixFrom::Base { disk: 1, chunk: 299 }, blocks: 0b11 },
@@ -218,8 +219,8 @@ mod tests {
         };
         let message = Message::Batch(Batch { header, payload: Bytes::from_static(b"frame") });
         let golden = concat!(
-            "2400000030020001ac02010002070707070707070707070707070707070400",
-            "01ab020301000580800202090403",
+            "2400000034030001ac0201000207070707070707070707070707070707",
+            "0201ad02040001ab020301000580800202090403",
             "01ac0202018080046672616d65"
         );
         assert_eq!(data_encoding::HEXLOWER.encode(&bytes(&message)), golden);

@@ -146,6 +146,23 @@ pub enum Entry {
         /// Whose content it is.
         id: ShortId,
     },
+    /// As a literal; its bytes are x86 code with places added
+    /// ([`branches`](crate::accelerator::branches)).
+    Code {
+        /// Disk number.
+        disk: u16,
+        /// Chunk number on the disk.
+        chunk: u64,
+    },
+}
+
+impl Entry {
+    /// Disk and chunk number.
+    pub fn place(&self) -> (u16, u64) {
+        let (Self::Literal { disk, chunk } | Self::Copy { disk, chunk, .. } | Self::Code { disk, chunk }) =
+            *self;
+        (disk, chunk)
+    }
 }
 
 /// How the payload is stored.

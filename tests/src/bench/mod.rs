@@ -102,7 +102,7 @@ impl Effort {
 type Measure = fn(&Effort) -> Result<Vec<Figure>>;
 
 /// Names of the subsets, in the order in which they run.
-pub const SUBSETS: [(&str, Measure); 19] = [
+pub const SUBSETS: [(&str, Measure); 20] = [
     ("unchanged", speed::unchanged),
     ("cold", speed::cold),
     ("link", link::full_link),
@@ -118,6 +118,7 @@ pub const SUBSETS: [(&str, Measure); 19] = [
     ("wall", wall::matrix),
     ("source-cache", sequence::source_cache),
     ("anchor-memory", sequence::anchor_memory),
+    ("rack", sequence::rack),
     ("second-branch", branches::second_branch),
     ("thirty", branches::thirty),
     ("overhead", noise::overhead),
@@ -125,12 +126,13 @@ pub const SUBSETS: [(&str, Measure); 19] = [
 ];
 
 /// The subsets that `benchmarks` stands for: what the document is made of.
-const BENCHMARKS: [&str; 9] = [
+const BENCHMARKS: [&str; 10] = [
     "sequence",
     "side-by-side",
     "wall",
     "source-cache",
     "anchor-memory",
+    "rack",
     "second-branch",
     "thirty",
     "overhead",

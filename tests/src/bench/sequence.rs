@@ -12,7 +12,7 @@ use super::tools::{PEERS, peer};
 use super::{Effort, Figure};
 use crate::counter::Counter;
 use crate::disk::non_zero_bytes;
-use crate::report::mib;
+use crate::report::{median, mib};
 use crate::workload::{images, previous_version};
 
 /// Where memory of earlier data is the question: on a faster line vbr may not look for bases at all.
@@ -30,6 +30,7 @@ pub fn ours(effort: &Effort) -> Result<Vec<Figure>> {
                 free_space: Some(free_space.clone()).filter(|mode| mode != "keep"),
                 source_cache: effort.source_cache.as_ref().map(|size| share(size, &images)).transpose()?,
                 anchor_memory: effort.anchor_memory.clone(),
+                no_bases: false,
             };
             let mut tool = format!("vbr {free_space}");
             if let Some(size) = &effort.source_cache {
@@ -89,6 +90,37 @@ pub fn anchor_memory(effort: &Effort) -> Result<Vec<Figure>> {
     let setup = Setup { anchor_memory: Some((data / 2000).to_string()), ..Setup::default() };
     let run = carry(effort, ("anchor-memory", tool), BASES, setup, &images);
     Ok(vec![sum_figure(tool, BASES, run)])
+}
+
+/// vbr with and without bases where the line is faster than the work on them: a cold disk and its next day.
+pub fn rack(effort: &Effort) -> Result<Vec<Figure>> {
+    let mut images = images()?;
+    images.truncate(2);
+    let mut figures = Vec::new();
+    for line in [Line::wan(1000.0, 0.0), Line::UNSHAPED] {
+        let mut seconds = [Vec::new(), Vec::new()];
+        for _ in 0..effort.runs {
+            for (no_bases, seconds) in [false, true].into_iter().zip(&mut seconds) {
+                let tool = if no_bases { "vbr without bases" } else { "vbr" };
+                let run =
+                    carry(effort, ("rack", tool), line, Setup { no_bases, ..Setup::default() }, &images)?;
+                seconds.push(run.steps.iter().map(|step| step.seconds).sum::<f64>());
+            }
+        }
+        let [with, without] = seconds;
+        let share = median(&with) / median(&without);
+        figures.push(Figure::promised(
+            &format!(
+                "a cold disk and its next day, seconds with bases against those without: {}",
+                line.words()
+            ),
+            "<= 1.05 x",
+            format!("{share:.2} x ({with:.1?} against {without:.1?} s)"),
+            with,
+            share <= 1.05,
+        ));
+    }
+    Ok(figures)
 }
 
 fn carry(

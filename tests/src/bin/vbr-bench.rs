@@ -8,7 +8,7 @@ use clap::Parser;
 use vbr_tests::bench::{self, Effort};
 
 /// Measures figures: unchanged cold link parallel latency accounting fair resume incompressible rss, and
-/// `benchmarks`: sequence side-by-side wall source-cache anchor-memory second-branch thirty overhead document.
+/// `benchmarks`: sequence side-by-side wall source-cache anchor-memory rack second-branch thirty overhead document.
 ///
 /// The image sequence is made in the cache directory where it is missing; VBR_WORKLOAD=DIR names another.
 /// Each part leaves its runs in OUT/runs; `document` writes the benchmark document from what is there.

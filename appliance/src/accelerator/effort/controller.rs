@@ -44,6 +44,8 @@ const BASES_PRIOR: f64 = 0.7;
 /// Chooses the effort for each batch of one session.
 #[derive(Debug)]
 pub struct Controller {
+    /// Tiers from here on are not used.
+    end: usize,
     /// As last chosen.
     tier: usize,
     /// What can be kept up.
@@ -69,17 +71,20 @@ pub struct Controller {
 
 impl Default for Controller {
     fn default() -> Self {
-        Self::starting_from(None)
+        Self::starting_from(None, true)
     }
 }
 
 impl Controller {
-    /// A session that begins where an earlier one on the same line left off.
-    pub fn starting_from(line_bytes_per_second: Option<f64>) -> Self {
+    /// A session that begins where an earlier one on the same line left off, with or without bases.
+    pub fn starting_from(line_bytes_per_second: Option<f64>, bases: bool) -> Self {
+        let end = TIERS.iter().position(|tier| tier.bases && !bases).unwrap_or(TIERS.len());
+        let first = FIRST.min(end - 1);
         Self {
-            tier: FIRST,
-            kept_up: FIRST,
-            bases: TIERS[FIRST].bases,
+            end,
+            tier: first,
+            kept_up: first,
+            bases: TIERS[first].bases,
             work: [None; TIERS.len()],
             weight: 1.0,
             worths: VecDeque::new(),
@@ -228,7 +233,7 @@ impl Controller {
 
     /// What may be tried beside, least work first: one step at a time upwards, for what is not measured is a guess.
     fn beyond(&self) -> std::ops::Range<usize> {
-        let end = TIERS.len().min(self.known() + 2);
+        let end = self.end.min(self.known() + 2);
         if self.line.waits() { self.kept_up + 1..end } else { 0..0 }
     }
 
@@ -247,8 +252,8 @@ impl Controller {
     fn cheapest(&self, line: f64) -> usize {
         let cost = |tier: usize| (self.seconds(tier) * self.weight).max(self.stored(tier) / line);
         let lowest = usize::from(line < FAST_LINE);
-        let least = (lowest..TIERS.len()).map(cost).fold(f64::MAX, f64::min);
-        let equal = (lowest..TIERS.len()).filter(|tier| cost(*tier) <= least * EQUAL);
+        let least = (lowest..self.end).map(cost).fold(f64::MAX, f64::min);
+        let equal = (lowest..self.end).filter(|tier| cost(*tier) <= least * EQUAL);
         equal.min_by(|a, b| self.stored(*a).total_cmp(&self.stored(*b))).unwrap_or(self.kept_up)
     }
 

@@ -332,3 +332,15 @@ fn a_line_of_which_nobody_asked_anything_is_not_taken_for_a_fast_one() {
     (0..500).for_each(|_| line.seen(Seen { idle: Duration::from_millis(300), ..seen(0) }));
     assert_eq!(line.rate(), Some(1e6));
 }
+
+#[test]
+fn without_bases_none_are_used() {
+    for rate in [1.0, 20.0, 1000.0] {
+        let controller = Controller::starting_from(None, false);
+        let mut world = World { controller, ..World::new(rate * MBIT, FILES) };
+        assert!(
+            (0..200).all(|_| !TIERS[world.batch().0].bases && !world.controller.bases()),
+            "{rate} Mbit/s"
+        );
+    }
+}

@@ -26,6 +26,8 @@ pub struct Setup {
     pub source_cache: Option<String>,
     /// `accelerator.anchor_memory` of the source.
     pub anchor_memory: Option<String>,
+    /// `accelerator.bases = false` at the source.
+    pub no_bases: bool,
 }
 
 /// Two paired sites.
@@ -47,7 +49,11 @@ impl Ours {
             link,
             cache_size: "12GiB".into(),
             source_cache_size: setup.source_cache.clone().filter(|_| keeps),
-            source_toml: format!("[accelerator]\nkeep_sent = {keeps}\n{}", anchors.unwrap_or_default()),
+            source_toml: format!(
+                "[accelerator]\nkeep_sent = {keeps}\nbases = {}\n{}",
+                !setup.no_bases,
+                anchors.unwrap_or_default()
+            ),
             ..WorldSpec::default()
         })?;
         Ok(Self { world, setup, jobs: BTreeSet::new() })
@@ -87,7 +93,8 @@ impl Tool for Ours {
         let cache =
             self.setup.source_cache.as_deref().map(|size| format!(", cache.size {size} at the source"));
         let anchors = self.setup.anchor_memory.as_deref().map(|size| format!(", anchor_memory {size}"));
-        let parts = [free, Some(", job run".to_owned()), cache, anchors];
+        let bases = self.setup.no_bases.then(|| ", bases false".to_owned());
+        let parts = [free, Some(", job run".to_owned()), cache, anchors, bases];
         format!("job create{}", parts.into_iter().flatten().collect::<String>())
     }
 
