@@ -14,6 +14,7 @@ mod resolve;
 mod values;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -185,6 +186,8 @@ pub struct Config {
     pub retention_min_age: Duration,
     /// The hours in which jobs run by themselves; any where there is none.
     pub window: Option<Window>,
+    /// Where the metrics are served besides the socket: an address of this machine alone.
+    pub metrics: Option<SocketAddr>,
     /// Unix socket of the management API.
     pub socket: PathBuf,
     /// `[log]`
@@ -300,7 +303,7 @@ impl Config {
     pub fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
         let sockets = |c: &Config| (c.wire.transport, c.wire.congestion, c.wire.connections);
         let wire = |c: &Config| (c.wire.listen.clone(), c.wire.advertise.clone(), sockets(c));
-        let checks: [(&'static str, bool); 11] = [
+        let checks: [(&'static str, bool); 12] = [
             ("--state", self.state != new.state),
             ("site.name", self.site != new.site),
             (WIRE_RESTARTS, wire(self) != wire(new)),
@@ -308,6 +311,7 @@ impl Config {
             ("cache", self.cache != new.cache),
             ("source", self.source != new.source),
             ("schedule.window", self.window != new.window),
+            ("metrics.listen", self.metrics != new.metrics),
             ("api.socket", self.socket != new.socket),
             ("log.format", self.log.format != new.log.format),
             ("memory.database", self.database_memory_bytes != new.database_memory_bytes),

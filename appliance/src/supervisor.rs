@@ -4,6 +4,7 @@
 //! `state_dir` locks the state directory, `service` speaks to systemd.
 
 pub mod appliance;
+mod metrics;
 mod orders;
 pub mod service;
 mod site;

@@ -84,6 +84,7 @@ pub enum Noun {
     RestorePoint(command::restore_point::Command),
     #[command(subcommand)]
     Cache(command::cache::Command),
+    Check(command::check::Command),
     #[command(subcommand)]
     Config(command::config::Command),
     Completion(command::completion::Command),

@@ -32,6 +32,9 @@ pub struct JobLag {
     /// Age of the moment that the last sealed restore point shows; none before the first.
     pub rpo_lag_ms: Option<u64>,
     pub last_state: Option<crate::SessionState>,
+    /// Two runs were due since the last restore point: the recovery point objective is missed.
+    #[serde(default)]
+    pub overdue: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

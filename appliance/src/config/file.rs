@@ -31,6 +31,7 @@ pub const KEYS: &[&str] = &[
     "source.snapshot_floor",
     "retention.min_age",
     "schedule.window",
+    "metrics.listen",
     "api.socket",
     "log.level",
     "log.format",
@@ -54,6 +55,7 @@ pub(super) struct File {
     pub source: Source,
     pub retention: Retention,
     pub schedule: Schedule,
+    pub metrics: Metrics,
     pub api: Api,
     pub log: Log,
     pub memory: Memory,
@@ -109,6 +111,12 @@ pub(super) struct Retention {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Schedule {
     pub window: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Metrics {
+    pub listen: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

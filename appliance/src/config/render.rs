@@ -42,6 +42,10 @@ pub(super) fn render(config: &Config) -> String {
         line("\n[schedule]".into());
         line(format!("window = {}", quoted(&window.to_string())));
     }
+    if let Some(listen) = &config.metrics {
+        line("\n[metrics]".into());
+        line(format!("listen = \"{listen}\""));
+    }
     line("\n[api]".into());
     line(format!("socket = {}", path(&config.socket)));
     line("\n[log]".into());

@@ -74,6 +74,7 @@ pub(super) fn resolve(
             .and_then(|v| checker.duration("retention.min_age", v))
             .unwrap_or(Duration::from_secs(7 * 24 * 3600)),
         window: raw.schedule.window.as_ref().and_then(|v| checker.window("schedule.window", v)),
+        metrics: raw.metrics.listen.as_ref().and_then(|v| checker.loopback("metrics.listen", v)),
         socket,
         log: LogSection {
             level: checker.log_level("log.level", raw.log.level.as_ref()),

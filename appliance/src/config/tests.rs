@@ -61,6 +61,8 @@ snapshot_floor = "5GiB"
 min_age = "2d"
 [schedule]
 window = "Mon..Fri 20:00-06:00"
+[metrics]
+listen = "[::1]:9469"
 [api]
 socket = "/srv/vbrd.sock"
 [log]
@@ -81,6 +83,7 @@ database = "128MiB"
     assert_eq!(config.source.snapshot_floor_bytes, 5 * GIB);
     assert_eq!(config.retention_min_age, Duration::from_secs(172_800));
     assert_eq!(config.window.as_ref().map(ToString::to_string).as_deref(), Some("Mon..Fri 20:00-06:00"));
+    assert_eq!(config.metrics.map(|listen| listen.port()), Some(9469));
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.database_memory_bytes, 128 << 20);
 
@@ -92,9 +95,9 @@ database = "128MiB"
 #[test]
 fn faults_say_where_and_what_is_allowed() {
     let text = "[site]\nname = \"DR Site\"\n\n[wire]\nlisten = [\"0.0.0.0:7300\"]\n  rate = \"fast\"\ntransport = \"udp\"\ncongestion = \"cubic\"\nconnections = 0\n\
-                [retention]\nmin_age = \"7 moons\"\n[cache]\nsize = \"1MiB\"\npath = \"packs\"\n[schedule]\nwindow = \"20:00\"\n[log]\nlevel = \"inof\"\n";
+                [retention]\nmin_age = \"7 moons\"\n[cache]\nsize = \"1MiB\"\npath = \"packs\"\n[schedule]\nwindow = \"20:00\"\n[log]\nlevel = \"inof\"\n[metrics]\nlisten = \"0.0.0.0:9469\"\n";
     let faults = faults(text);
-    assert_eq!(faults.len(), 11, "{faults:#?}");
+    assert_eq!(faults.len(), 12, "{faults:#?}");
     let has = |start: &str, word: &str| {
         assert!(
             faults.iter().any(|f| f.starts_with(start) && f.contains(word)),
@@ -108,6 +111,7 @@ fn faults_say_where_and_what_is_allowed() {
     has("/etc/vbr/vbrd.toml:8:14: wire.congestion:", "\"system\"");
     has("/etc/vbr/vbrd.toml:9:15: wire.connections:", "1 to 6");
     has("/etc/vbr/vbrd.toml:11:11: retention.min_age:", "7d");
+    has("/etc/vbr/vbrd.toml:20:10: metrics.listen:", "127.0.0.1:9469");
     has("/etc/vbr/vbrd.toml:16:10: schedule.window:", "20:00-06:00");
     has("/etc/vbr/vbrd.toml:13:8: cache.size:", "too small");
     has("/etc/vbr/vbrd.toml:14:8: cache.path:", "absolute");

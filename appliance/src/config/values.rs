@@ -1,5 +1,6 @@
 //! Single values: what they may be, and a [`Checker`] that collects every fault with its place.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -97,6 +98,16 @@ impl Checker {
 
     pub fn window(&mut self, key: &str, value: &Spanned<String>) -> Option<Window> {
         let parsed = value.get_ref().parse().map_err(|why: Malformed| why.to_string());
+        self.taken(key, value, parsed)
+    }
+
+    pub fn loopback(&mut self, key: &str, value: &Spanned<String>) -> Option<SocketAddr> {
+        let text = value.get_ref();
+        let parsed = match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() && address.port() > 0 => Ok(address),
+            Ok(_) => Err(format!("\"{text}\" is not on this machine alone; write \"127.0.0.1:9469\"")),
+            Err(_) => Err(format!("\"{text}\" is no address with a port; write \"127.0.0.1:9469\"")),
+        };
         self.taken(key, value, parsed)
     }
 

@@ -105,6 +105,11 @@ pub async fn serve(api: Api, socket: ControlSocket) -> std::io::Result<()> {
     socket.serve(api.router(), shutdown).await
 }
 
+/// Serves the metrics on a port of this machine, for a Prometheus that cannot read the socket.
+pub async fn serve_metrics(api: Api, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+    site::serve_metrics(api, listener).await
+}
+
 /// Carries out a blocking order.
 async fn blocking<T: Send + 'static>(
     order: impl FnOnce() -> Result<T, Problem> + Send + 'static,

@@ -33,6 +33,8 @@ pub trait SiteOrders: Send + Sync {
     fn config(&self) -> Result<ConfigView, Problem>;
     /// `GET /v1/cache`
     fn cache(&self) -> Result<CacheStats, Problem>;
+    /// `GET /v1/metrics`
+    fn metrics(&self) -> Result<String, Problem>;
 }
 
 /// Pairing and peers.

@@ -1,7 +1,12 @@
-//! The site as a whole: status, configuration, cache.
+//! The site as a whole: status, configuration, cache, metrics.
 
 use axum::Json;
+use axum::Router;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
 use vbr_api::{CacheStats, ConfigView, ErrorResponse, One, Status};
 
 use super::reply::{Reply, one};
@@ -26,4 +31,19 @@ pub(super) async fn config(State(api): State<Api>) -> Reply<Json<One<ConfigView>
     (status = 200, body = One<CacheStats>), (status = "default", body = ErrorResponse)))]
 pub(super) async fn cache(State(api): State<Api>) -> Reply<Json<One<CacheStats>>> {
     Ok(one(blocking(move || api.site.cache()).await?))
+}
+
+/// For Prometheus.
+#[utoipa::path(get, path = "/v1/metrics", tag = "site", responses(
+    (status = 200, body = String), (status = "default", body = ErrorResponse)))]
+pub(super) async fn metrics(State(api): State<Api>) -> Reply<impl IntoResponse> {
+    let text = blocking(move || api.site.metrics()).await?;
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text))
+}
+
+/// Serves `/metrics`, and nothing else, until the API ends.
+pub(super) async fn serve_metrics(api: Api, listener: TcpListener) -> std::io::Result<()> {
+    let shutdown = api.shutdown.clone();
+    let router = Router::new().route("/metrics", get(metrics)).with_state(api);
+    axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.cancelled().await }).await
 }

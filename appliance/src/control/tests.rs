@@ -51,6 +51,9 @@ impl SiteOrders for Fake {
     fn cache(&self) -> Result<CacheStats, Problem> {
         Ok(CacheStats { packs: 7, ..CacheStats::default() })
     }
+    fn metrics(&self) -> Result<String, Problem> {
+        Ok("vbr_info 1\n".into())
+    }
 }
 
 impl PeerOrders for Fake {

@@ -263,8 +263,10 @@ impl JobManager {
 
     /// How far behind each job is.
     pub fn lags(&self) -> Vec<JobLag> {
+        let now = Moment::now();
         let jobs = self.list().into_iter();
         jobs.map(|job| JobLag {
+            overdue: job.spec.enabled && self.lock().agenda.is_overdue(&job.spec.name, now),
             job: job.spec.name,
             enabled: job.spec.enabled,
             rpo_lag_ms: job.rpo_lag_ms,
@@ -285,6 +287,19 @@ impl JobManager {
             .iter()
             .map(|why| warning(format!("a job definition cannot be read: {why}"), "mend or remove the file"))
             .collect();
+        for lag in self.lags().into_iter().filter(|lag| lag.overdue) {
+            let since = lag.rpo_lag_ms.map_or("it has none".to_string(), |ms| {
+                format!("the last one shows how the disks were {} minutes ago", ms / 60_000)
+            });
+            warnings.push(Warning {
+                level: "critical".to_string(),
+                what: format!(
+                    "job {} is overdue: two runs were due and none brought a restore point; {since}",
+                    lag.job
+                ),
+                next_step: format!("vbrctl job show {}", lag.job),
+            });
+        }
         for (job, session) in &self.lock().last {
             if session.state == SessionState::Failed {
                 let why =

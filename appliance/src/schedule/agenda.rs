@@ -47,6 +47,7 @@ struct Entry {
     ended: Option<Timestamp>,
     /// The last success.
     sealed: Option<Timestamp>,
+    created: Timestamp,
     /// Sessions in a row that failed.
     failures: u32,
 }
@@ -104,6 +105,7 @@ impl Agenda {
             doing: Doing::Nothing,
             ended: past.started,
             sealed: past.sealed,
+            created: past.created,
             failures: 0,
         };
         self.jobs.insert(job.to_owned(), entry);
@@ -155,6 +157,13 @@ impl Agenda {
     /// True where the windows of a job are open.
     pub fn is_open(&self, job: &str, now: Timestamp) -> bool {
         self.jobs.get(job).is_none_or(|entry| entry.rule.is_open(now, &self.zone))
+    }
+
+    /// True where a job that runs by itself has missed its objective: two runs were due since its last restore
+    /// point, or since it was put on the agenda.
+    pub fn is_overdue(&self, job: &str, now: Timestamp) -> bool {
+        let of = |entry: &Entry| entry.rule.overdue_after(entry.sealed.unwrap_or(entry.created), &self.zone);
+        self.jobs.get(job).and_then(of).is_some_and(|overdue| overdue <= now)
     }
 
     /// When a job starts or goes on next by itself; none where nothing says so.

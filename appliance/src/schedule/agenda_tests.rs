@@ -202,6 +202,24 @@ fn schedule() -> impl Strategy<Value = Schedule> {
     (when, window).prop_map(|(when, window)| Schedule { window, ..when })
 }
 
+/// A job whose runs fail is overdue when the second one after its last restore point was due, and not before; one that
+/// only orders start never is.
+#[test]
+fn a_job_is_overdue_after_two_runs_that_brought_nothing() {
+    let mut agenda =
+        agenda(&[("quarter", every(15)), ("night", daily("02:00")), ("ordered", Schedule::default())]);
+    let overdue = |agenda: &Agenda, job: &str, after: i64| agenda.is_overdue(job, at(after));
+    assert!(!overdue(&agenda, "quarter", 30 * MINUTE) && overdue(&agenda, "quarter", 34 * MINUTE));
+    assert!(!overdue(&agenda, "night", 26 * HOUR) && overdue(&agenda, "night", 26 * HOUR + 6 * MINUTE));
+    agenda.started("quarter", false, at(40 * MINUTE));
+    agenda.ended("quarter", true, at(41 * MINUTE));
+    assert!(!overdue(&agenda, "quarter", 70 * MINUTE) && overdue(&agenda, "quarter", 75 * MINUTE));
+    agenda.started("quarter", false, at(60 * MINUTE));
+    agenda.ended("quarter", false, at(61 * MINUTE));
+    assert!(overdue(&agenda, "quarter", 75 * MINUTE), "a failure brings nothing");
+    assert!(!overdue(&agenda, "ordered", 1000 * HOUR));
+}
+
 proptest! {
     /// Over four days, whatever the rules: every job that is not after another one runs within a day of being due, never
     /// outside its window, never twice at once; and the same seed gives the same starts.

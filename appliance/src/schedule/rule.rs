@@ -11,6 +11,10 @@ use super::window::Window;
 /// Shortest and longest interval.
 const EVERY_MIN: SignedDuration = SignedDuration::from_secs(10);
 const EVERY_MAX: SignedDuration = SignedDuration::from_hours(24 * 366);
+/// A job that runs all the time is overdue after this long.
+const CONTINUOUS_LAG_MAX: SignedDuration = SignedDuration::from_hours(1);
+/// Starts are spread over this long.
+const LATE_MAX: SignedDuration = SignedDuration::from_mins(5);
 /// Openings tried for one that all windows have in common.
 const OPENINGS_MAX: usize = 1000;
 
@@ -88,6 +92,20 @@ impl Rule {
             from = closed.open_from(from, zone)?;
         }
         None
+    }
+
+    /// When a job whose last restore point is of `sealed` has missed its objective: the second moment at which a run
+    /// was due after it, and the time in which runs start that late; none where nothing says when it runs.
+    pub fn overdue_after(&self, sealed: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        let second = match &self.when {
+            When::Every(every) => sealed.saturating_add(*every * 2).ok()?,
+            When::At(calendar) => calendar.next_after(calendar.next_after(sealed, zone)?, zone)?,
+            When::Continuous => sealed.saturating_add(CONTINUOUS_LAG_MAX).ok()?,
+            When::Ordered | When::After(_) => return None,
+        };
+        // It may have been due while its windows were closed.
+        let open = self.open_from(second, zone)?;
+        open.saturating_add((open.duration_since(sealed) / 10).min(LATE_MAX)).ok()
     }
 
     /// When the first of them closes; none without windows.

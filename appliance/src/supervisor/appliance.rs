@@ -7,8 +7,10 @@
 //! afterwards, because sessions that drain still talk. Blocking steps run on blocking threads, so that the
 //! event loop feeds the watchdog meanwhile.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vbr_api::Moment;
@@ -68,6 +70,7 @@ impl Appliance {
         let state = blocking("opening the state directory", move || open_directories(&opening)).await?;
         // Before anything is opened: two of them on one socket must not get any further.
         let socket = control::bind(&config.socket)?;
+        let metrics = bind_metrics(config.metrics).await?;
         let opening = config.clone();
         let stores = blocking("opening the stores", move || open_stores(state, &opening)).await?;
         let (wire, incoming) =
@@ -124,6 +127,9 @@ impl Appliance {
             stop.clone(),
         );
         let path = socket.path().to_owned();
+        if let Some(listener) = metrics {
+            tasks.spawn(serve_metrics(api.clone(), listener));
+        }
         let api = tasks.spawn(control::serve(api, socket));
         announce(&datastores, &jobs);
         tracing::info!(socket = %path.display(), peer_id = %wire.peer_id(), listeners = ?wire.listeners(), "ready");
@@ -185,6 +191,26 @@ impl Appliance {
         self.wire_stop.cancel();
         self.wire_tasks.close();
         self.wire_tasks.wait().await;
+    }
+}
+
+/// The port for metrics, if there is to be one.
+async fn bind_metrics(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Problem> {
+    let Some(address) = address else { return Ok(None) };
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) => Err(Problem::new(
+            "metrics",
+            format!("the metrics cannot be served at {address}"),
+            error.to_string(),
+            "name a free port in metrics.listen, or leave it out",
+        )),
+    }
+}
+
+async fn serve_metrics(api: Api, listener: TcpListener) {
+    if let Err(error) = control::serve_metrics(api, listener).await {
+        tracing::error!(%error, "the metrics are not served any more");
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use vbr_api::{CacheStats, ConfigView, Moment, Status, Warning};
 
 use super::appliance::lock;
+use super::metrics;
 use crate::accelerator::global_cache::GlobalCache;
 use crate::accelerator::shared_filter::SharedSets;
 use crate::config::Config;
@@ -87,6 +88,10 @@ impl SiteOrders for Site {
         let config = lock(&self.parts.config);
         let file = config.file.as_ref().map(|path| path.display().to_string());
         Ok(ConfigView { file, toml: config.to_toml() })
+    }
+
+    fn metrics(&self) -> Result<String, Problem> {
+        Ok(metrics::render(&self.status()?, &self.parts.jobs.list(), &self.cache()?))
     }
 
     fn cache(&self) -> Result<CacheStats, Problem> {

@@ -1,6 +1,7 @@
 //! One noun a file: a clap struct whose doc comments are the help, and one `run`.
 
 pub mod cache;
+pub mod check;
 pub mod completion;
 pub mod config;
 pub mod host;
@@ -34,6 +35,7 @@ pub async fn run(context: &Context, noun: Noun) -> Result<Exit, Failure> {
         Noun::Replica(command) => command.run(context).await,
         Noun::RestorePoint(command) => command.run(context).await,
         Noun::Cache(command) => command.run(context).await,
+        Noun::Check(command) => command.run(context).await,
         Noun::Config(command) => command.run(context).await,
         Noun::Completion(command) => command.run(context),
         Noun::Man(command) => command.run(),
