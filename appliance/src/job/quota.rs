@@ -17,7 +17,7 @@ use vbr_api::{PeerQuota, PeerUse};
 use super::target::TargetService;
 use crate::error::Problem;
 use crate::repository::datastore::Replica;
-use crate::repository::retention::Policy;
+use crate::repository::retention::{Policy, span};
 use crate::wire::PeerRecord;
 
 /// The code of a problem that a quota makes.
@@ -99,11 +99,11 @@ impl TargetService {
             let goes = own.map_or(0, |own| own.plan_after_next(policy, &self.rules(), own.clocks()).len());
             let after = (points + others.count() + 1).saturating_sub(goes);
             if after > max as usize {
-                let why = format!(
-                    "it has {points} restore points here and would have {after}, with its quota at {max}; retention \
-                     lets none go before they are {} old",
-                    crate::repository::retention::span(self.min_age())
-                );
+                let mut why =
+                    format!("it has {points} restore points here and would have {after}, its quota is {max}");
+                if !self.min_age().is_zero() {
+                    why += &format!("; none retires before it is {} old", span(self.min_age()));
+                }
                 return Err(exceeded(&peer.name, why));
             }
         }

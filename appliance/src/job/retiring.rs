@@ -14,7 +14,7 @@ use crate::repository::retention::Rules;
 
 /// The longest time between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(3600);
-/// The next look after something was in the way.
+/// The next look after something was in the way; twice as long each time it still is.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 impl TargetService {
@@ -30,6 +30,7 @@ impl TargetService {
 
     /// Looks at every replica at the start, then now and then, until the appliance stops.
     pub async fn tend_retention(self: Arc<Self>) {
+        let mut wait = RETRY_INTERVAL;
         loop {
             let service = self.clone();
             let looking = tokio::task::spawn_blocking(move || service.retire_due());
@@ -38,9 +39,10 @@ impl TargetService {
                 // A removal that is cut short goes on at the next start.
                 () = self.stop.cancelled() => return,
             };
-            let wait = if looked { LOOK_INTERVAL } else { RETRY_INTERVAL };
+            let pause = if looked { LOOK_INTERVAL } else { wait };
+            wait = if looked { RETRY_INTERVAL } else { (wait * 2).min(LOOK_INTERVAL) };
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(pause) => {}
                 // Something was in the way after a seal.
                 () = self.retire_soon.notified() => tokio::select! {
                     () = tokio::time::sleep(RETRY_INTERVAL) => {}
@@ -74,10 +76,72 @@ impl TargetService {
                 Err(RepositoryError::NotFound(_)) => {} // Somebody else was quicker.
                 Err(error) => {
                     done = false;
-                    tracing::warn!(point = %id, %error, "a restore point could not be retired now; it is tried again");
+                    tracing::info!(point = %id, %error, "a restore point could not be retired now; it is tried again");
                 }
             }
         }
         done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+    use vbr_api::Moment;
+
+    use super::*;
+    use crate::accelerator::block_index::BlockIndex;
+    use crate::accelerator::global_cache::GlobalCache;
+    use crate::accelerator::shared_filter::SharedSets;
+    use crate::block::DomainTag;
+    use crate::database::Database;
+    use crate::limits::CACHE_BYTES_MIN;
+    use crate::repository::datastore::{
+        BeginDisk, BeginSpec, DatastoreConfig, Datastores, ReplicaSpec, SealSpec,
+    };
+    use crate::repository::retention::Policy;
+
+    fn service(dir: &std::path::Path) -> Arc<TargetService> {
+        let database = Database::open(&dir.join("database"), 16 << 20).unwrap();
+        let cache = GlobalCache::open(&dir.join("packs"), database, CACHE_BYTES_MIN, 0).unwrap();
+        let config = DatastoreConfig { name: "default".into(), path: dir.join("store"), reserve_bytes: 0 };
+        let stores = Datastores::open(vec![config], &dir.join("run"));
+        let (blocks, sets) = (BlockIndex::new(1 << 20), SharedSets::new(dir.join("shared")));
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        TargetService::new(stores, cache, Arc::new(blocks), Arc::new(sets), Duration::ZERO, tasks, stop)
+    }
+
+    #[test]
+    fn what_a_reader_held_up_retires_at_a_later_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let service = service(dir.path());
+        let now = Moment::now();
+        let (owner_peer_id, domain_tag) = ("peer-1".to_owned(), DomainTag([1; 8]));
+        let spec = ReplicaSpec { owner_peer_id, site: "branch".into(), name: "web".into(), domain_tag, now };
+        let replica = service.datastores.for_session(None, &spec).unwrap();
+        for session in ["s1", "s2"] {
+            let begin = BeginSpec {
+                session: session.into(),
+                base: None,
+                snapshot_identity: session.into(),
+                snapshot_at: now,
+                disks: vec![BeginDisk { source_path: "/a.img".into(), disk_len: 1 << 20 }],
+            };
+            let building = replica.begin(&begin).unwrap();
+            building.seal(SealSpec { consistent: true, now, volumes: Vec::new() }).unwrap();
+        }
+        assert!(service.retire_due(), "without a policy nothing is due");
+        replica.note_policy(&Policy { last: Some(1), ..Policy::default() }).unwrap();
+        let first = replica.points()[0].clone();
+        let reader = first.open_disk(0).unwrap();
+        assert!(!service.retire_due(), "a reader is in the way");
+        assert_eq!(replica.points().len(), 2);
+        drop(reader);
+        assert!(service.retire_due());
+        assert_eq!(replica.points().len(), 1);
+        assert_ne!(replica.points()[0].id(), first.id());
     }
 }
