@@ -136,7 +136,7 @@ fn a_quota_stops_sessions_until_there_is_room() -> Result<()> {
     let world = World::paired(&spec)?;
     let (small, large) = (world.path("small.img"), world.path("large.img"));
     disk::random(&small, MIB, 43)?;
-    disk::random(&large, 96 * MIB, 44)?;
+    disk::random(&large, 48 * MIB, 44)?;
     world.job("small", &small)?;
     world.job("large", &large)?;
 
@@ -156,24 +156,24 @@ fn a_quota_stops_sessions_until_there_is_room() -> Result<()> {
     let peer: Peer = world.target.json(&["peer", "show", "branch"])?;
     let used = peer.used.context("no figures")?;
     ensure!((MIB..12 * MIB).contains(&used.bytes) && used.points == 3, "{used:?}");
-    world.target.ok(&["peer", "grant", "branch", "--quota", "60M"])?;
+    world.target.ok(&["peer", "grant", "branch", "--quota", "30M"])?;
     world.run_in_background("large")?;
     let stopped = wait_for_refusal(&world, "large")?;
     let error = stopped.error.context("no error")?;
-    ensure!(error.why.contains("60.0 MiB") && error.next_step.contains("peer grant branch"), "{error:?}");
-    ensure!(stopped.bytes.sent_payload > 20 * MIB, "{:?}", stopped.bytes);
+    ensure!(error.why.contains("30.0 MiB") && error.next_step.contains("peer grant branch"), "{error:?}");
+    ensure!(stopped.bytes.sent_payload > 10 * MIB, "{:?}", stopped.bytes);
     // What is there is as it was, also after a restart, and the quota still holds.
     world.target.restart()?;
     world.prove_latest("small", &[&small])?;
     let peer: Peer = world.target.json(&["peer", "show", "branch"])?;
-    ensure!(peer.quota.bytes == Some(60 * MIB) && peer.quota.points == Some(4), "{peer:?}");
+    ensure!(peer.quota.bytes == Some(30 * MIB) && peer.quota.points == Some(4), "{peer:?}");
     let used = peer.used.context("no figures")?.bytes;
-    ensure!((50 * MIB..140 * MIB).contains(&used), "{used} bytes");
+    ensure!((25 * MIB..80 * MIB).contains(&used), "{used} bytes");
     world.wait_connected(Duration::from_secs(60))?;
     wait_for_refusal(&world, "large")?;
     world.target.ok(&["peer", "grant", "branch", "--quota", "1G"])?;
     let ended = world.wait("large")?;
-    ensure!(ended.resumed > 0 && ended.bytes.sent_payload < 110 * MIB, "{:?}", ended.bytes);
+    ensure!(ended.resumed > 0 && ended.bytes.sent_payload < 60 * MIB, "{:?}", ended.bytes);
     world.prove_latest("large", &[&large])?;
     world.prove_latest("small", &[&small])
 }

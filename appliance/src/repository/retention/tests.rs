@@ -137,8 +137,7 @@ fn a_month_off_makes_points_wait_a_month_longer() {
 /// first point it was right.
 fn story() -> impl Strategy<Value = Vec<(i64, i64)>> {
     let gap = prop_oneof![1i64..7200, 1i64..3 * DAY, 1i64..50 * DAY];
-    let off =
-        prop_oneof![4 => Just(0i64), 1 => Just(400i64), 1 => Just(-400i64), 1 => -4000i64..-60, 1 => 300i64..4000];
+    let off = prop_oneof![4 => Just(0i64), 1 => Just(400i64), 1 => Just(-400i64), 1 => -4000i64..-60, 1 => 300i64..4000];
     prop::collection::vec((gap, off), 1..60).prop_map(|steps| {
         let mut now = 4001 * DAY;
         let step = |(n, (gap, off)): (usize, (i64, i64))| {
