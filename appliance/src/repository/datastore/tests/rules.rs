@@ -336,6 +336,7 @@ fn what_points_share_is_charged_once() {
             "{name}: {during} after {before}"
         );
         drop(building);
-        assert_eq!(subject.charged_bytes(), during, "{name}");
+        let left = subject.charged_bytes();
+        assert!(left.abs_diff(during) < 1 << 20, "{name}: {left} after {during}");
     }
 }
