@@ -184,6 +184,8 @@ pub struct Config {
     pub source: SourceSection,
     /// No restore point younger than this retires, whatever a source asks.
     pub retention_min_age: Duration,
+    /// What a peer may fill that has no bounds of its own.
+    pub quota: vbr_api::PeerQuota,
     /// The hours in which jobs run by themselves; any where there is none.
     pub window: Option<Window>,
     /// Where the metrics are served besides the socket: an address of this machine alone.

@@ -75,6 +75,10 @@ pub const INVITATION_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const INVITATION_TRIES: u32 = 5;
 /// Connections of one peer that carry sessions, where one does not fill the line.
 pub const LINKS_MAX: usize = 6;
+/// Restore points that a peer may have at a target that does not say: a point a minute for two weeks.
+pub const QUOTA_POINTS: u32 = 20_000;
+/// The most that a configuration may say.
+pub const QUOTA_POINTS_MAX: usize = 10_000_000;
 /// Paired peers.
 pub const PEERS_MAX: usize = 1024;
 

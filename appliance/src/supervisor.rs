@@ -1,11 +1,12 @@
 //! Starts, joins and stops the parts of vbrd.
 //!
-//! `appliance` is the composition root, `orders` and `site` carry out what the management API asks,
+//! `appliance` is the composition root, `orders`, `replicas` and `site` carry out what the management API asks,
 //! `state_dir` locks the state directory, `service` speaks to systemd.
 
 pub mod appliance;
 mod metrics;
 mod orders;
+mod replicas;
 pub mod service;
 mod site;
 pub mod state_dir;

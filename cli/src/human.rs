@@ -115,6 +115,33 @@ pub fn exact_span(ms: u64) -> String {
     if text.is_empty() { "0s".into() } else { text }
 }
 
+/// A size as people write it: `500G` and `500GiB` are binary, as everything shown here is; `500GB` is decimal.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a size: say 500G, 1.5TiB or 800MB");
+    let trimmed = text.trim();
+    let end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+    let number: f64 = trimmed[..end].parse().map_err(|_| wrong())?;
+    let unit = trimmed[end..].trim().to_ascii_lowercase();
+    let (letter, decimal) = match unit.as_str() {
+        "" | "b" => ("", false),
+        unit => match unit.strip_suffix("ib") {
+            Some(letter) => (letter, false),
+            None => unit.strip_suffix('b').map_or((unit, false), |letter| (letter, true)),
+        },
+    };
+    let power = ["", "k", "m", "g", "t", "p"].iter().position(|known| *known == letter).ok_or_else(wrong)?;
+    let bytes = number * if decimal { 1000f64 } else { 1024f64 }.powi(power as i32);
+    // An exbibyte is enough.
+    if bytes <= (1u64 << 60) as f64 { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+/// A moment as people write it: a date (its beginning, UTC), or RFC 3339.
+pub fn parse_moment(text: &str) -> Result<Moment, String> {
+    let text = text.trim();
+    let whole = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_string() };
+    whole.parse().map_err(|_| format!("{text:?} is not a date: say 2027-01-31 or 2027-01-31T12:00:00Z"))
+}
+
 /// A span as people write it: `90s`, `10m`, `1h30m`, `2d`, `500ms`.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a span of time: say 90s, 10m, 1h30m or 2d");
@@ -183,6 +210,29 @@ mod tests {
         assert_eq!(age(at("2026-11-22T19:05:00Z"), now), "just now");
         assert_eq!(age(at("2026-11-19T19:00:00Z"), now), "3 d ago");
         assert_eq!(moment(now), "2026-11-22 19:00:00 UTC");
+    }
+
+    #[test]
+    fn sizes_and_moments_in() {
+        for (text, bytes) in [
+            ("7", 7),
+            ("2k", 2048),
+            ("500G", 500 << 30),
+            ("1.5TiB", 3 << 39),
+            ("800MB", 800_000_000),
+            ("1 GiB", 1 << 30),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "G", "-5G", "5X", "5iB", "1e5", "9999999P", "."] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_moment("2027-01-31").map(moment), Ok("2027-01-31 00:00:00 UTC".into()));
+        assert_eq!(
+            parse_moment("2027-01-31T12:00:00+01:00").map(moment),
+            Ok("2027-01-31 11:00:00 UTC".into())
+        );
+        assert!(parse_moment("tomorrow").is_err() && parse_moment("2027-02-30").is_err());
     }
 
     #[test]

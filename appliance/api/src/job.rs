@@ -85,6 +85,24 @@ pub struct Schedule {
     pub window: Option<String>,
 }
 
+/// The newest restore point of each of so many periods that have one; 0 asks for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeepCalendar {
+    pub daily: u32,
+    /// ISO weeks.
+    pub weekly: u32,
+    pub monthly: u32,
+    pub yearly: u32,
+}
+
+impl KeepCalendar {
+    /// True where nothing is asked.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A job's definition: `POST /v1/jobs`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -100,6 +118,9 @@ pub struct JobSpec {
     /// Restore points the target is asked to keep; the target's minimum age wins over it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<u32>,
+    /// And the newest of each of so many days, weeks, months and years.
+    #[serde(default, skip_serializing_if = "KeepCalendar::is_empty")]
+    pub keep_calendar: KeepCalendar,
     /// `keep`, or `auto`: free space inside the disks need not travel.
     #[serde(default)]
     pub free_space: FreeSpace,

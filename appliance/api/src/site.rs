@@ -84,12 +84,45 @@ pub struct Peer {
     pub domain: String,
     /// `replicate`, `manage`, `read`: what the peer may do here.
     pub grants: Vec<String>,
+    /// What it may fill here: its own bounds, else the site's.
+    #[serde(default)]
+    pub quota: PeerQuota,
+    /// What it fills now; only in `GET /v1/peers` and `GET /v1/peers/{name}`.
+    #[serde(default)]
+    pub used: Option<PeerUse>,
     #[schema(value_type = String)]
     pub paired_at: Moment,
     #[schema(value_type = Option<String>)]
     pub last_seen_at: Option<Moment>,
     /// Why the last attempt to connect failed.
     pub last_error: Option<String>,
+}
+
+/// What a peer may fill at this site; none is no bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct PeerQuota {
+    /// Bytes of all its replicas together.
+    pub bytes: Option<u64>,
+    /// Restore points of all its replicas together.
+    pub points: Option<u32>,
+}
+
+/// What a peer fills at this site.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PeerUse {
+    /// As the quota counts: what several restore points share counts once.
+    pub bytes: u64,
+    pub points: u64,
+}
+
+/// `POST /v1/peers/{name}/grant`: what is not named stays as it is; 0 takes the peer's own bound away, and
+/// the site's holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GrantRequest {
+    pub quota_bytes: Option<u64>,
+    pub max_points: Option<u32>,
 }
 
 /// `POST /v1/peers/invite`

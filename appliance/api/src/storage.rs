@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::Moment;
+use crate::{KeepCalendar, Moment};
 
 /// A VM's copy at this site.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -25,6 +25,23 @@ pub struct Replica {
     /// Session that is filling a new point now.
     pub building: Option<String>,
     pub keep: Option<u32>,
+    /// What else its job asks to be kept.
+    #[serde(default)]
+    pub keep_calendar: KeepCalendar,
+    /// Why each restore point is kept, oldest first; only where one replica is shown.
+    #[serde(default)]
+    pub kept: Vec<KeptPoint>,
+    /// Restore points that would retire once one more is sealed.
+    #[serde(default)]
+    pub retires_next: Vec<String>,
+}
+
+/// A restore point and why it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeptPoint {
+    pub id: String,
+    /// Empty: it retires as soon as nothing stands in the way.
+    pub kept_because: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -70,6 +87,28 @@ pub struct RestorePoint {
     #[schema(value_type = Option<String>)]
     pub verified_at: Option<Moment>,
     pub verified_ok: Option<bool>,
+    /// When its pin lapses; none where it is not pinned, or for good.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub pinned_until: Option<Moment>,
+    /// Why it is kept; empty where it retires as soon as nothing stands in the way.
+    #[serde(default)]
+    pub kept_because: Vec<String>,
+    /// It would retire once one more is sealed.
+    #[serde(default)]
+    pub retires_next: bool,
+}
+
+/// `POST /v1/restore-points/pin`: at most one of both; for good without.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PinRequest {
+    /// Milliseconds from now.
+    #[serde(default)]
+    pub for_ms: Option<u64>,
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub until: Option<Moment>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -108,9 +147,12 @@ pub struct BadChunk {
 }
 
 /// Answer of `DELETE /v1/restore-points` and `DELETE /v1/replicas`.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Removed {
     pub removed: Vec<String>,
+    /// What would have kept it, and was overridden by force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overridden: Vec<String>,
 }
 
 /// `GET /v1/cache`

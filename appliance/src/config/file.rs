@@ -30,6 +30,8 @@ pub const KEYS: &[&str] = &[
     "source.snapshot_dirs",
     "source.snapshot_floor",
     "retention.min_age",
+    "quota.bytes",
+    "quota.points",
     "schedule.window",
     "metrics.listen",
     "api.socket",
@@ -54,6 +56,7 @@ pub(super) struct File {
     pub cache: Cache,
     pub source: Source,
     pub retention: Retention,
+    pub quota: Quota,
     pub schedule: Schedule,
     pub metrics: Metrics,
     pub api: Api,
@@ -105,6 +108,13 @@ pub(super) struct Source {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Retention {
     pub min_age: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Quota {
+    pub bytes: Text,
+    pub points: Option<Spanned<i64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

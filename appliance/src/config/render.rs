@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::Config;
+use crate::limits::QUOTA_POINTS;
 
 pub(super) fn render(config: &Config) -> String {
     let mut out = String::new();
@@ -38,6 +39,12 @@ pub(super) fn render(config: &Config) -> String {
     line(format!("snapshot_floor = \"{}B\"", config.source.snapshot_floor_bytes));
     line("\n[retention]".into());
     line(format!("min_age = \"{}s\"", config.retention_min_age.as_secs()));
+    line("\n[quota]".into());
+    match config.quota.bytes {
+        Some(bytes) => line(format!("bytes = \"{bytes}B\"")),
+        None => line("# bytes: no bound".into()),
+    }
+    line(format!("points = {}", config.quota.points.unwrap_or(QUOTA_POINTS)));
     if let Some(window) = &config.window {
         line("\n[schedule]".into());
         line(format!("window = {}", quoted(&window.to_string())));

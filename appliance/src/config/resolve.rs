@@ -13,7 +13,8 @@ use super::{
     STATE_DEFAULT, SourceSection, Transport, WireSection, file,
 };
 use crate::limits::{
-    ANCHOR_MEMORY_BYTES, BLOCK_MEMORY_BYTES, CACHE_BYTES_MIN, DATABASE_MEMORY_BYTES, LINKS_MAX,
+    ANCHOR_MEMORY_BYTES, BLOCK_MEMORY_BYTES, CACHE_BYTES_MIN, DATABASE_MEMORY_BYTES, LINKS_MAX, QUOTA_POINTS,
+    QUOTA_POINTS_MAX,
 };
 
 pub(super) const GIB: u64 = 1 << 30;
@@ -73,6 +74,7 @@ pub(super) fn resolve(
             .as_ref()
             .and_then(|v| checker.duration("retention.min_age", v))
             .unwrap_or(Duration::from_secs(7 * 24 * 3600)),
+        quota: quota(&raw.quota, checker),
         window: raw.schedule.window.as_ref().and_then(|v| checker.window("schedule.window", v)),
         metrics: raw.metrics.listen.as_ref().and_then(|v| checker.loopback("metrics.listen", v)),
         socket,
@@ -90,6 +92,15 @@ pub(super) fn resolve(
         file: path.map(|p| absolute(&p)),
         state,
         runtime,
+    }
+}
+
+fn quota(raw: &file::Quota, checker: &mut Checker) -> vbr_api::PeerQuota {
+    let points =
+        raw.points.as_ref().map(|value| checker.count("quota.points", Some(value), QUOTA_POINTS_MAX));
+    vbr_api::PeerQuota {
+        bytes: raw.bytes.as_ref().and_then(|value| checker.size("quota.bytes", value, MIB, 0)),
+        points: Some(points.map_or(QUOTA_POINTS, |points| u32::try_from(points).unwrap_or(u32::MAX))),
     }
 }
 

@@ -29,6 +29,7 @@ fn an_empty_file_means_sane_defaults() {
     assert!(config.cache.size_bytes >= CACHE_BYTES_MIN && config.cache.size_bytes <= 10 * GIB);
     assert_eq!(config.socket, Path::new("/srv/vbr-test/run/vbrd.sock"));
     assert_eq!(config.retention_min_age, Duration::from_secs(604_800));
+    assert_eq!((config.quota.bytes, config.quota.points), (None, Some(20_000)));
 }
 
 #[test]
@@ -59,6 +60,9 @@ snapshot_dirs = ["/srv/images/.vbr"]
 snapshot_floor = "5GiB"
 [retention]
 min_age = "2d"
+[quota]
+bytes = "2TiB"
+points = 400
 [schedule]
 window = "Mon..Fri 20:00-06:00"
 [metrics]
@@ -82,6 +86,7 @@ database = "128MiB"
     assert_eq!((config.cache.size_bytes, config.cache.reserve_bytes), (2 * GIB, 100_000_000));
     assert_eq!(config.source.snapshot_floor_bytes, 5 * GIB);
     assert_eq!(config.retention_min_age, Duration::from_secs(172_800));
+    assert_eq!((config.quota.bytes, config.quota.points), (Some(2 << 40), Some(400)));
     assert_eq!(config.window.as_ref().map(ToString::to_string).as_deref(), Some("Mon..Fri 20:00-06:00"));
     assert_eq!(config.metrics.map(|listen| listen.port()), Some(9469));
     assert_eq!(config.log.format, LogFormat::Json);

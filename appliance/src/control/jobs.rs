@@ -34,7 +34,9 @@ pub(super) async fn show(State(api): State<Api>, Name(name): Name) -> Reply<Json
 #[utoipa::path(delete, path = "/v1/jobs/{name}", tag = "jobs", params(("name" = String, Path)), responses(
     (status = 200, body = One<Removed>), (status = "default", body = ErrorResponse)))]
 pub(super) async fn remove(State(api): State<Api>, Name(name): Name) -> Reply<Json<One<Removed>>> {
-    let removed = blocking(move || api.jobs.remove(&name).map(|()| Removed { removed: vec![name] }));
+    let removed = blocking(move || {
+        api.jobs.remove(&name).map(|()| Removed { removed: vec![name], ..Removed::default() })
+    });
     Ok(one(removed.await?))
 }
 

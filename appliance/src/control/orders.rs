@@ -10,8 +10,9 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use vbr_api::{
-    CacheStats, ConfigView, Host, Invite, InviteRequest, Job, JobSpec, JoinRequest, Peer, Plan, Removed,
-    Replica, Repository, RepositoryReport, RestorePoint, RunRequest, Session, Status, VerifyReport, Vm,
+    CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobSpec, JoinRequest, Peer,
+    PinRequest, Plan, Removed, Replica, Repository, RepositoryReport, RestorePoint, RunRequest, Session,
+    Status, VerifyReport, Vm,
 };
 
 use super::reference::{PointRef, ReplicaRef};
@@ -45,6 +46,8 @@ pub trait PeerOrders: Send + Sync {
     fn invite(&self, request: InviteRequest) -> Answer<'_, Invite>;
     /// Pairs with whoever made the code.
     fn join(&self, request: JoinRequest) -> Answer<'_, Peer>;
+    /// Sets what the peer may fill here.
+    fn grant<'a>(&'a self, name: &'a str, request: GrantRequest) -> Answer<'a, Peer>;
     /// Takes every right and cuts live connections.
     fn revoke<'a>(&'a self, name: &'a str) -> Answer<'a, Peer>;
     /// Forgets the peer.
@@ -113,8 +116,12 @@ pub trait ReplicaOrders: Send + Sync {
     fn points(&self, replica: Option<&ReplicaRef>) -> Result<Vec<RestorePoint>, Problem>;
     /// One point.
     fn point(&self, point: &PointRef) -> Result<RestorePoint, Problem>;
-    /// Retires a point.
-    fn remove_point(&self, point: &PointRef) -> Result<Removed, Problem>;
+    /// Removes a point; `force`: although retention would keep it.
+    fn remove_point(&self, point: &PointRef, force: bool) -> Result<Removed, Problem>;
+    /// Keeps a point from being removed.
+    fn pin_point(&self, point: &PointRef, request: PinRequest) -> Result<RestorePoint, Problem>;
+    /// Takes the pin off.
+    fn unpin_point(&self, point: &PointRef) -> Result<RestorePoint, Problem>;
     /// Reads and re-hashes a point.
     fn verify_point(&self, point: &PointRef) -> Result<VerifyReport, Problem>;
     /// Opens a disk of a point for reading.

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use vbr_api::{ErrorResponse, Invite, InviteRequest, JoinRequest, List, One, Peer, Removed};
+use vbr_api::{ErrorResponse, GrantRequest, Invite, InviteRequest, JoinRequest, List, One, Peer, Removed};
 
 use super::reply::{Body, Name, Reply, list as items, one};
 use super::{Api, blocking};
@@ -44,6 +44,18 @@ pub(super) async fn join(State(api): State<Api>, Body(request): Body<JoinRequest
     Ok(one(api.peers.join(request).await?))
 }
 
+/// Sets what a peer may fill at this site.
+#[utoipa::path(post, path = "/v1/peers/{name}/grant", tag = "peers", params(("name" = String, Path)),
+    request_body = GrantRequest, responses(
+    (status = 200, body = One<Peer>), (status = "default", body = ErrorResponse)))]
+pub(super) async fn grant(
+    State(api): State<Api>,
+    Name(name): Name,
+    Body(request): Body<GrantRequest>,
+) -> Reply<Json<One<Peer>>> {
+    Ok(one(api.peers.grant(&name, request).await?))
+}
+
 /// Takes a peer's rights and cuts its connections.
 #[utoipa::path(post, path = "/v1/peers/{name}/revoke", tag = "peers", params(("name" = String, Path)), responses(
     (status = 200, body = One<Peer>), (status = "default", body = ErrorResponse)))]
@@ -56,5 +68,5 @@ pub(super) async fn revoke(State(api): State<Api>, Name(name): Name) -> Reply<Js
     (status = 200, body = One<Removed>), (status = "default", body = ErrorResponse)))]
 pub(super) async fn remove(State(api): State<Api>, Name(name): Name) -> Reply<Json<One<Removed>>> {
     api.peers.remove(&name).await?;
-    Ok(one(Removed { removed: vec![name] }))
+    Ok(one(Removed { removed: vec![name], ..Removed::default() }))
 }

@@ -7,11 +7,11 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::IntoParams;
-use vbr_api::{ErrorResponse, List, One, Removed, RestorePoint, VerifyReport};
+use vbr_api::{ErrorResponse, List, One, PinRequest, Removed, RestorePoint, VerifyReport};
 
 use super::export::{self, MEDIA_TYPE};
 use super::reference::{PointRef, ReplicaRef};
-use super::reply::{Params, Reply, list as items, one};
+use super::reply::{Body as Sent, Params, Reply, list as items, one};
 use super::{Api, blocking};
 
 #[derive(Deserialize, IntoParams)]
@@ -28,6 +28,17 @@ pub(super) struct PointsQuery {
 pub(super) struct PointQuery {
     /// `[SITE/]REPLICA@ID` or `[SITE/]REPLICA@latest`
     point: String,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct RemoveQuery {
+    /// `[SITE/]REPLICA@ID` or `[SITE/]REPLICA@latest`
+    point: String,
+    /// Although it is younger than the minimum age, or the newest.
+    #[serde(default)]
+    force: bool,
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -63,15 +74,39 @@ pub(super) async fn show(
     Ok(one(blocking(move || api.replicas.point(&point)).await?))
 }
 
-/// Retires a restore point.
-#[utoipa::path(delete, path = "/v1/restore-points/one", tag = "restore points", params(PointQuery), responses(
+/// Removes a restore point. Never a pinned one; one that the minimum age keeps, and the newest, by force only.
+#[utoipa::path(delete, path = "/v1/restore-points/one", tag = "restore points", params(RemoveQuery), responses(
     (status = 200, body = One<Removed>), (status = "default", body = ErrorResponse)))]
 pub(super) async fn remove(
     State(api): State<Api>,
-    Params(query): Params<PointQuery>,
+    Params(query): Params<RemoveQuery>,
 ) -> Reply<Json<One<Removed>>> {
     let point = PointRef::parse(&query.point)?;
-    Ok(one(blocking(move || api.replicas.remove_point(&point)).await?))
+    Ok(one(blocking(move || api.replicas.remove_point(&point, query.force)).await?))
+}
+
+/// Pins a restore point: it is not removed until the pin lapses or is taken off.
+#[utoipa::path(post, path = "/v1/restore-points/pin", tag = "restore points", params(PointQuery),
+    request_body = PinRequest, responses(
+    (status = 200, body = One<RestorePoint>), (status = "default", body = ErrorResponse)))]
+pub(super) async fn pin(
+    State(api): State<Api>,
+    Params(query): Params<PointQuery>,
+    Sent(request): Sent<PinRequest>,
+) -> Reply<Json<One<RestorePoint>>> {
+    let point = PointRef::parse(&query.point)?;
+    Ok(one(blocking(move || api.replicas.pin_point(&point, request)).await?))
+}
+
+/// Takes the pin off a restore point.
+#[utoipa::path(post, path = "/v1/restore-points/unpin", tag = "restore points", params(PointQuery), responses(
+    (status = 200, body = One<RestorePoint>), (status = "default", body = ErrorResponse)))]
+pub(super) async fn unpin(
+    State(api): State<Api>,
+    Params(query): Params<PointQuery>,
+) -> Reply<Json<One<RestorePoint>>> {
+    let point = PointRef::parse(&query.point)?;
+    Ok(one(blocking(move || api.replicas.unpin_point(&point)).await?))
 }
 
 /// Reads and re-hashes a restore point.

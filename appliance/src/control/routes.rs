@@ -23,6 +23,7 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         delete_("/v1/peers/{name}", delete(peers::remove)),
         post_("/v1/peers/invite", post(peers::invite)),
         post_("/v1/peers/join", post(peers::join)),
+        post_("/v1/peers/{name}/grant", post(peers::grant)),
         post_("/v1/peers/{name}/revoke", post(peers::revoke)),
         get_("/v1/hosts", get(hosts::list)),
         post_("/v1/hosts", post(hosts::add)),
@@ -53,6 +54,8 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         get_("/v1/restore-points/one", get(points::show)),
         delete_("/v1/restore-points/one", delete(points::remove)),
         post_("/v1/restore-points/verify", post(points::verify)),
+        post_("/v1/restore-points/pin", post(points::pin)),
+        post_("/v1/restore-points/unpin", post(points::unpin)),
         get_("/v1/restore-points/export", get(points::export)),
         get_("/v1/openapi.json", get(document)),
     ]
@@ -94,6 +97,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         peers::show,
         peers::invite,
         peers::join,
+        peers::grant,
         peers::revoke,
         peers::remove,
         hosts::list,
@@ -125,6 +129,8 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         points::show,
         points::remove,
         points::verify,
+        points::pin,
+        points::unpin,
         points::export,
     )
 )]

@@ -70,6 +70,10 @@ impl PeerOrders for Fake {
     fn revoke<'a>(&'a self, name: &'a str) -> Answer<'a, Peer> {
         Box::pin(async move { Err(gone(name)) })
     }
+    fn grant<'a>(&'a self, name: &'a str, request: GrantRequest) -> Answer<'a, Peer> {
+        self.note(format!("grant {name} {:?} {:?}", request.quota_bytes, request.max_points));
+        Box::pin(async move { Err(gone(name)) })
+    }
     fn remove<'a>(&'a self, name: &'a str) -> Answer<'a, ()> {
         self.note(format!("remove peer {name}"));
         Box::pin(async { Ok(()) })
@@ -156,7 +160,7 @@ impl ReplicaOrders for Fake {
         Err(gone(&replica.to_string()))
     }
     fn remove_replica(&self, replica: &ReplicaRef) -> Result<Removed, Problem> {
-        Ok(Removed { removed: vec![replica.to_string()] })
+        Ok(Removed { removed: vec![replica.to_string()], ..Removed::default() })
     }
     fn verify_replica(&self, _: &ReplicaRef) -> Result<Vec<VerifyReport>, Problem> {
         Ok(Vec::new())
@@ -168,8 +172,17 @@ impl ReplicaOrders for Fake {
     fn point(&self, point: &PointRef) -> Result<RestorePoint, Problem> {
         Err(gone(&point.to_string()))
     }
-    fn remove_point(&self, point: &PointRef) -> Result<Removed, Problem> {
-        Ok(Removed { removed: vec![point.to_string()] })
+    fn remove_point(&self, point: &PointRef, force: bool) -> Result<Removed, Problem> {
+        let overridden = force.then(|| "newest".to_owned()).into_iter().collect();
+        Ok(Removed { removed: vec![point.to_string()], overridden })
+    }
+    fn pin_point(&self, point: &PointRef, request: PinRequest) -> Result<RestorePoint, Problem> {
+        self.note(format!("pin {point} {:?}", request.for_ms));
+        Err(gone(&point.to_string()))
+    }
+    fn unpin_point(&self, point: &PointRef) -> Result<RestorePoint, Problem> {
+        self.note(format!("unpin {point}"));
+        Err(gone(&point.to_string()))
     }
     fn verify_point(&self, point: &PointRef) -> Result<VerifyReport, Problem> {
         Err(gone(&point.to_string()))
@@ -250,7 +263,15 @@ async fn orders_arrive_and_answers_carry_the_schema() {
     assert_eq!(call(s, "POST", "/v1/hosts", r#"{"name":"h2","driver":"disk"}"#).await.0, 201);
     assert_eq!(call(s, "GET", "/v1/hosts/local", "").await.1["driver"], "disk");
     let removed = call(s, "DELETE", "/v1/restore-points/one?point=b1/web@latest", "").await;
-    assert_eq!(removed.1["removed"], json!(["b1/web@latest"]));
+    assert_eq!(removed.1, json!({"schema": 1, "removed": ["b1/web@latest"]}));
+    let forced = call(s, "DELETE", "/v1/restore-points/one?point=web@latest&force=true", "").await;
+    assert_eq!(forced.1["overridden"], json!(["newest"]));
+    site.fake.taken();
+    call(s, "POST", "/v1/restore-points/pin?point=web@latest", r#"{"for_ms":5}"#).await;
+    call(s, "POST", "/v1/restore-points/unpin?point=web@latest", "").await;
+    call(s, "POST", "/v1/peers/b1/grant", r#"{"quota_bytes":7}"#).await;
+    let wanted = ["pin web@latest Some(5)", "unpin web@latest", "grant b1 Some(7) None"];
+    assert_eq!(site.fake.taken(), wanted);
 
     site.fake.taken();
     call(s, "POST", "/v1/jobs/web/run", "").await;

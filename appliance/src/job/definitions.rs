@@ -173,6 +173,7 @@ mod tests {
             disks: vec![disk],
             target: "dr".into(),
             keep: Some(14),
+            keep_calendar: vbr_api::KeepCalendar { daily: 7, ..Default::default() },
             free_space: vbr_api::FreeSpace::Auto,
             schedule: vbr_api::Schedule { every_ms: Some(900_000), ..Default::default() },
             enabled: true,

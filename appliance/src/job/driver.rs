@@ -362,6 +362,7 @@ impl Driver {
             snapshot_at_ms: self.record.snapshot_at_ms,
             disks: disks.collect(),
             keep: self.spec.keep,
+            keep_calendar: self.spec.keep_calendar,
         }
     }
 

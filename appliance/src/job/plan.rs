@@ -26,8 +26,8 @@ use crate::error::Problem;
 use crate::host::{SnapshotRequest, VmSnapshot};
 use crate::mover::source::PageWalk;
 use crate::repository::source::SourceRepository;
-use crate::wire::PeerRecord;
 use crate::wire::message::{Batch, Request, Response, RunKind};
+use crate::wire::{PeerRecord, capability};
 
 /// Every n-th unseen chunk is compressed.
 const SAMPLE_EVERY: usize = 16;
@@ -85,7 +85,11 @@ impl JobManager {
             Ok((survey, unseen, send_bytes))
         })
         .await?;
-        let request = Request::WouldRetire { replica: job.to_string(), keep: spec.keep };
+        let (replica, keep, keep_calendar) = (job.to_string(), spec.keep, spec.keep_calendar);
+        let request = match wire.peer_can(&peer.peer_id, capability::RETENTION) {
+            true => Request::WouldRetireUnder { replica, keep, keep_calendar },
+            false => Request::WouldRetire { replica, keep },
+        };
         let retires = match wire.request(&peer.peer_id, request).await.map_err(|e| problem(e.into()))? {
             Response::WouldRetire(points) => points,
             _ => Vec::new(),

@@ -22,6 +22,7 @@ use crate::wire::message::{Batch, Entry, Held, Need, Offer, PrefixFrom, Probe, R
 
 use super::held::{HeldBases, Place};
 use super::learns::Learns;
+use super::quota::Room;
 use super::receive::protocol;
 
 /// Busy clocks of the target's stages.
@@ -68,6 +69,7 @@ pub struct PointWriter {
     key: DomainKey,
     tag: DomainTag,
     disks: Vec<Geometry>,
+    room: Room,
     /// Stage clocks.
     pub clocks: Arc<TargetClocks>,
 }
@@ -89,7 +91,27 @@ impl PointWriter {
         let tag = key.tag();
         let held = HeldBases::new(key.clone(), index.clone(), cache.clone());
         let (base_page, clocks) = (None, Arc::default());
-        Self { building, cache, resolver, held, index, learns, base_page, tracker, key, tag, disks, clocks }
+        let room = Room::default();
+        Self {
+            building,
+            cache,
+            resolver,
+            held,
+            index,
+            learns,
+            base_page,
+            tracker,
+            key,
+            tag,
+            disks,
+            room,
+            clocks,
+        }
+    }
+
+    /// Writes no more than the peer's quota leaves.
+    pub fn within(self, room: Room) -> Self {
+        Self { room, ..self }
     }
 
     /// True where no page lacks anything.
@@ -116,7 +138,7 @@ impl PointWriter {
         if page >= geometry.pages() || chunks != geometry.page_chunks(page) {
             return Err(protocol(format!("the offer of page {page} does not cover the page")));
         }
-        self.building.replica().check_space()?;
+        self.check_room()?;
         let mover = self.clocks.clone();
         let base = mover.mover.time(|| self.building.base_page(disk as usize, page))?;
         let mut ids: Ids = Box::new([ChunkId::ZERO; PAGE_CHUNKS]);
@@ -147,6 +169,7 @@ impl PointWriter {
         }
         let missing: Vec<usize> = missing.into_iter().map(|(position, _)| position).collect();
         applied.needs.push(recipe::need(disk, page, &missing));
+        self.room.charge(applied.written_bytes);
         Ok(applied)
     }
 
@@ -176,7 +199,7 @@ impl PointWriter {
             Err(_) if with_bases => return Ok(self.ask_again(batch)),
             other => other.map_err(|e| protocol(format!("a batch does not decode: {e}")))?,
         };
-        self.building.replica().check_space()?;
+        self.check_room()?;
         let mut rest = &plain[..];
         let mut applied = Applied::default();
         for entry in &batch.header.entries {
@@ -207,7 +230,13 @@ impl PointWriter {
             }
         }
         applied.needs = by_page(&applied.needs);
+        self.room.charge(applied.written_bytes);
         if rest.is_empty() { Ok(applied) } else { Err(protocol("a batch is longer than its recipe")) }
+    }
+
+    fn check_room(&self) -> Result<(), Problem> {
+        self.building.replica().check_space()?;
+        self.room.check()
     }
 
     fn wants(&self, disk: u16, chunk: u64) -> bool {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use vbr_api::DiskVolume;
 
 use super::point::{Applied, PointWriter};
+use super::quota::QUOTA_EXCEEDED;
 use crate::accelerator::global_cache::{GlobalCache, PackPin, Ticket};
 use crate::error::Problem;
 use crate::limits::{CHECKPOINT_BYTES, CHECKPOINT_INTERVAL};
@@ -105,6 +106,11 @@ impl Receiving {
         let result = self.apply_all(receiver, &ack_tx).await;
         if let Some(checkpointing) = self.checkpointing.take() {
             let _ = checkpointing.await; // Nobody may open the point anew while it is flushed here.
+        }
+        if let Err(ReceiveError::Problem(problem)) = &result
+            && problem.code == QUOTA_EXCEEDED
+        {
+            self.settle().await; // It goes on from here once there is room.
         }
         drop(ack_tx);
         acks.shutdown().await;
@@ -221,6 +227,15 @@ impl Receiving {
             done.map_err(Problem::from)
         }));
         Ok(())
+    }
+
+    /// Makes what was written so far durable. What fails costs bytes that are sent again.
+    async fn settle(&mut self) {
+        let Ok(cursors) = self.writer().map(|writer| writer.cursors()) else { return };
+        let building = self.building.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || building.checkpoint(&cursors)).await {
+            tracing::warn!(%error, "what was received last is not durable and comes again");
+        }
     }
 
     async fn finish(mut self, seal: Seal) -> Result<Arc<Point>, ReceiveError> {

@@ -9,6 +9,7 @@ use crate::block::DomainTag;
 use crate::error::Problem;
 use crate::repository::datastore::{Point, Replica};
 use crate::repository::manifest::page_to_bytes;
+use crate::repository::retention::Policy;
 use crate::wire::PeerRecord;
 use crate::wire::message::{BuildingState, ReplicaState, Request, Response, SealedState};
 
@@ -59,14 +60,12 @@ impl TargetService {
                 Ok(Response::Known(bits))
             }
             Request::WouldRetire { replica, keep } => {
-                let Some(replica) = find(&replica) else { return Ok(Response::WouldRetire(Vec::new())) };
-                // One place is the next point's.
-                let keep = keep.map(|keep| keep.saturating_sub(1).max(1));
-                Ok(Response::WouldRetire(replica.plan_retention(
-                    keep,
-                    vbr_api::Moment::now(),
-                    self.min_age(),
-                )))
+                let policy = Policy { last: keep, ..Policy::default() };
+                Ok(self.would_retire(find(&replica), &policy))
+            }
+            Request::WouldRetireUnder { replica, keep, keep_calendar } => {
+                let policy = Policy { last: keep, calendar: keep_calendar };
+                Ok(self.would_retire(find(&replica), &policy))
             }
             Request::Discard { replica, session } => {
                 if let Some(replica) = find(&replica) {
@@ -81,6 +80,11 @@ impl TargetService {
                 Ok(Response::SharedFilter(packed.map(|(packed, _)| packed)))
             }
         }
+    }
+
+    fn would_retire(&self, replica: Option<Arc<Replica>>, policy: &Policy) -> Response {
+        let retires = replica.map(|replica| replica.plan_after_next(policy, &self.rules(), replica.clocks()));
+        Response::WouldRetire(retires.unwrap_or_default())
     }
 
     /// Enters every chunk of a sealed point into the index of disk locations.

@@ -16,6 +16,7 @@ use vbr_api::{Moment, name_is_valid};
 
 use super::learns::Learns;
 use super::point::PointWriter;
+use super::quota::Quotas;
 use super::receive::{ReceiveError, Receiving, protocol};
 use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
@@ -25,6 +26,7 @@ use crate::block::ChunkSource;
 use crate::error::Problem;
 use crate::limits::{DISK_BYTES_MAX, DISKS_MAX, TARGET_SESSIONS_MAX};
 use crate::repository::datastore::{BeginDisk, BeginSpec, Building, Datastores, Point, Replica, ReplicaSpec};
+use crate::repository::retention::Policy;
 use crate::wire::message::{Message, Open, Sealed};
 use crate::wire::{Incoming, PeerRecord, SessionChannel, SessionReceiver, SessionSender};
 
@@ -47,6 +49,8 @@ pub struct TargetService {
     pub(super) shared: Arc<SharedSets>,
     /// Restore points younger than this are kept whatever a source asks.
     min_age: Mutex<Duration>,
+    pub(super) quotas: Quotas,
+    pub(super) retire_soon: tokio::sync::Notify,
     active: Mutex<HashMap<[u8; 16], Active>>,
     slots: Arc<Semaphore>,
     pub(super) tasks: TaskTracker,
@@ -70,6 +74,8 @@ impl TargetService {
             blocks,
             shared,
             min_age: Mutex::new(min_age),
+            quotas: Quotas::default(),
+            retire_soon: tokio::sync::Notify::new(),
             active: Mutex::new(HashMap::new()),
             slots: Arc::new(Semaphore::new(TARGET_SESSIONS_MAX)),
             tasks,
@@ -85,6 +91,11 @@ impl TargetService {
     /// Changes it (a reload of the configuration).
     pub fn set_min_age(&self, min_age: Duration) {
         *self.min_age.lock().unwrap_or_else(PoisonError::into_inner) = min_age;
+    }
+
+    /// What peers may fill here.
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
     }
 
     /// Takes what comes in until the wire ends or the appliance stops.
@@ -177,9 +188,15 @@ impl TargetService {
             )
             .retry()
         })?;
+        let policy = Policy { last: open.keep, calendar: open.keep_calendar };
         let service = self.clone();
         let (owner, names) = (peer.clone(), open.clone());
-        let replica = blocking(move || service.replica(&owner, &names)).await?;
+        // Before anything is made: who has no room leaves nothing behind.
+        let (room, replica) = blocking(move || {
+            let room = service.room(&owner, &names.replica, &policy)?;
+            Ok((room, service.replica(&owner, &names)?))
+        })
+        .await?;
         let lease = self.take_over(replica.key()).await?;
         let session = open.session.clone();
         let building = {
@@ -194,6 +211,7 @@ impl TargetService {
         let shared = blocking(move || Ok(shared.of(tag))).await?;
         let learns = Learns::new(shared, &peer.peer_id);
         let writer = PointWriter::new(building.clone(), self.cache.clone(), resolver, key, blocks, learns);
+        let writer = writer.within(room);
         let abort = lease.abort.clone();
         let receiving = Receiving::new(writer, building, self.cache.clone(), sender.clone(), abort);
         let point = match receiving.run(receiver).await {
@@ -206,7 +224,7 @@ impl TargetService {
                 return Err(error);
             }
         };
-        self.sealed(peer, replica, point, sender).await
+        self.sealed(peer, replica, point, policy, sender).await
     }
 
     /// Acknowledges the seal, then indexes the point and retires what is due.
@@ -215,30 +233,31 @@ impl TargetService {
         peer: &PeerRecord,
         replica: Arc<Replica>,
         point: Arc<Point>,
+        policy: Policy,
         sender: &SessionSender,
     ) -> Result<(), ReceiveError> {
         let id = point.id().to_string();
-        let retired = self.plan_retirement(&replica);
+        let (service, subject) = (self.clone(), replica.clone());
+        let retired = blocking(move || {
+            if let Err(error) = subject.note_policy(&policy) {
+                tracing::warn!(%error, "what the job asks to keep could not be written down; the old policy holds");
+            }
+            Ok(service.plan_retirement(&subject))
+        })
+        .await?;
         tracing::info!(point = %id, "a restore point was sealed");
         sender.send(Message::Sealed(Sealed { point: id, retired: retired.clone() })).await?;
         let service = self.clone();
         let tag = peer.domain_key.tag();
         blocking(move || {
             service.index_point(tag, &replica, &point);
-            for id in retired {
-                if let Err(problem) = replica.retire(&id).map_err(Problem::from) {
-                    tracing::warn!(point = %id, %problem, "a restore point could not be retired now");
-                }
+            if !service.retire(&replica, &retired) {
+                service.retire_soon.notify_one();
             }
             Ok(())
         })
         .await?;
         Ok(())
-    }
-
-    /// Restore points that the replica's keep request and the minimum age let go.
-    pub fn plan_retirement(&self, replica: &Replica) -> Vec<String> {
-        replica.plan_retention(replica.keep(), Moment::now(), self.min_age())
     }
 
     fn replica(&self, peer: &PeerRecord, open: &Open) -> Result<Arc<Replica>, Problem> {
@@ -302,7 +321,6 @@ fn begin(replica: &Arc<Replica>, open: &Open) -> Result<Arc<Building>, Problem> 
         base: open.base.clone(),
         snapshot_identity: open.snapshot_identity.clone(),
         snapshot_at: Moment::from_millisecond(open.snapshot_at_ms).unwrap_or(Moment::UNIX_EPOCH),
-        keep: open.keep,
         disks: open
             .disks
             .iter()

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vbr_api::Moment;
 
-use super::orders::{Hosts, Jobs, Peers, Replicas};
+use super::orders::{Hosts, Jobs, Peers};
+use super::replicas::Replicas;
 use super::site::{Site, SiteParts};
 use super::state_dir::{StateDir, private_dir};
 use crate::accelerator::anchors::AnchorStore;
@@ -86,7 +87,9 @@ impl Appliance {
             tasks.clone(),
             stop.clone(),
         );
+        target.quotas().set_site(config.quota);
         tasks.spawn(target.clone().serve(incoming));
+        tasks.spawn(target.clone().tend_retention());
         tasks.spawn(target.clone().tend_indexes(stores.state.join("blocks")));
         let (indexer, stopping) = (target.clone(), stop.clone());
         tasks.spawn_blocking(move || indexer.index_missing(&|| stopping.is_cancelled()));
@@ -120,7 +123,7 @@ impl Appliance {
         let datastores = stores.datastores.clone();
         let api = Api::new(
             Arc::new(site),
-            Arc::new(Peers(wire.clone())),
+            Arc::new(Peers { wire: wire.clone(), target: target.clone() }),
             Arc::new(Hosts { hosts: stores.hosts, jobs: jobs.clone() }),
             Arc::new(Jobs(jobs.clone())),
             Arc::new(Replicas { target: target.clone(), stores: stores.datastores, wire: wire.clone() }),
@@ -158,6 +161,7 @@ impl Appliance {
             tracing::error!(%error, "the log level stays");
         }
         self.target.set_min_age(new.retention_min_age);
+        self.target.quotas().set_site(new.quota);
         let (wire, rate) = (self.wire.clone(), new.wire.rate_bps);
         self.tasks.spawn(async move { wire.set_rate(rate).await });
         let mut current = lock(&self.config);
@@ -166,6 +170,7 @@ impl Appliance {
         current.log.level = new.log.level;
         current.wire.rate_bps = new.wire.rate_bps;
         current.retention_min_age = new.retention_min_age;
+        current.quota = new.quota;
         drop(current);
         for key in restart {
             tracing::warn!(key, "changed in the configuration; takes effect when vbrd is restarted");

@@ -6,38 +6,53 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vbr_api::{
-    Host, Invite, InviteRequest, Job, JobSpec, JoinRequest, Moment, Peer, Plan, Removed, Replica, Repository,
-    RepositoryReport, RestorePoint, RunRequest, Session, VerifyReport, Vm,
+    GrantRequest, Host, Invite, InviteRequest, Job, JobSpec, JoinRequest, Peer, Plan, Repository,
+    RepositoryReport, RunRequest, Session, Vm,
 };
 
-use crate::control::{
-    Answer, Export, HostOrders, JobOrders, PeerOrders, PointRef, ReplicaOrders, ReplicaRef,
-};
+use crate::control::{Answer, HostOrders, JobOrders, PeerOrders};
 use crate::error::Problem;
 use crate::host::HostRegistry;
 use crate::job::{JobManager, TargetService};
-use crate::repository::datastore::{Datastores, Point};
-use crate::repository::{export, verify};
 use crate::wire::Wire;
 
 /// Pairing and peers.
-pub struct Peers(pub Wire);
+pub struct Peers {
+    /// The peer book and the links.
+    pub wire: Wire,
+    /// Knows what peers fill here.
+    pub target: Arc<TargetService>,
+}
+
+impl Peers {
+    /// With the bounds that hold.
+    fn bounded(&self, peer: Peer) -> Peer {
+        Peer { quota: self.target.quotas().effective(peer.quota), ..peer }
+    }
+}
 
 impl PeerOrders for Peers {
     fn list(&self) -> Result<Vec<Peer>, Problem> {
-        Ok(self.0.peers())
+        let peers = self.wire.peers().into_iter().map(|peer| {
+            let used = Some(self.target.used_by(&peer.peer_id));
+            Peer { used, ..self.bounded(peer) }
+        });
+        Ok(peers.collect())
     }
     fn invite(&self, request: InviteRequest) -> Answer<'_, Invite> {
-        Box::pin(self.0.invite(request))
+        Box::pin(self.wire.invite(request))
     }
     fn join(&self, request: JoinRequest) -> Answer<'_, Peer> {
-        Box::pin(self.0.join(request))
+        Box::pin(self.wire.join(request))
+    }
+    fn grant<'a>(&'a self, name: &'a str, request: GrantRequest) -> Answer<'a, Peer> {
+        Box::pin(async move { Ok(self.bounded(self.wire.grant(name, request).await?)) })
     }
     fn revoke<'a>(&'a self, name: &'a str) -> Answer<'a, Peer> {
-        Box::pin(self.0.revoke(name))
+        Box::pin(self.wire.revoke(name))
     }
     fn remove<'a>(&'a self, name: &'a str) -> Answer<'a, ()> {
-        Box::pin(self.0.remove(name))
+        Box::pin(self.wire.remove(name))
     }
 }
 
@@ -150,93 +165,4 @@ impl JobOrders for Jobs {
 
 fn stopped(error: &tokio::task::JoinError) -> Problem {
     Problem::new("internal", "a part of the order stopped", error.to_string(), "report this")
-}
-
-/// Replicas and restore points kept here.
-pub struct Replicas {
-    /// The datastores.
-    pub stores: Arc<Datastores>,
-    /// Keeps the index of what restore points hold.
-    pub target: Arc<TargetService>,
-    /// For the keys of the domains that replicas belong to.
-    pub wire: Wire,
-}
-
-impl Replicas {
-    fn find(&self, name: &ReplicaRef) -> Result<Arc<crate::repository::datastore::Replica>, Problem> {
-        self.stores.find(name.site.as_deref(), &name.name)
-    }
-
-    fn locate(&self, point: &PointRef) -> Result<Arc<Point>, Problem> {
-        Ok(self.find(&point.replica)?.point(&point.point)?)
-    }
-
-    fn key(&self, point: &Point) -> Result<crate::block::DomainKey, Problem> {
-        self.wire.domain_key(point.domain_tag()).ok_or_else(|| {
-            Problem::new(
-                "no_domain_key",
-                format!("restore point {}", point.id()),
-                "this site does not have the key of the domain that its replica belongs to",
-                "restore domains.json of the state directory, or pair with the source again",
-            )
-        })
-    }
-
-    fn check(&self, point: &Arc<Point>) -> Result<VerifyReport, Problem> {
-        let report = verify::verify(point, &self.key(point)?)?;
-        point.mark_verified(report.ok, Moment::now())?;
-        Ok(report)
-    }
-}
-
-impl ReplicaOrders for Replicas {
-    fn replicas(&self) -> Result<Vec<Replica>, Problem> {
-        Ok(self.stores.replicas().iter().map(|replica| replica.meta()).collect())
-    }
-    fn replica(&self, replica: &ReplicaRef) -> Result<Replica, Problem> {
-        Ok(self.find(replica)?.meta())
-    }
-    fn remove_replica(&self, replica: &ReplicaRef) -> Result<Removed, Problem> {
-        let replica = self.find(replica)?;
-        let removed = self.stores.remove(&replica)?;
-        self.target.reindex();
-        Ok(Removed { removed })
-    }
-    fn verify_replica(&self, replica: &ReplicaRef) -> Result<Vec<VerifyReport>, Problem> {
-        self.find(replica)?.points().iter().map(|point| self.check(point)).collect()
-    }
-    fn points(&self, replica: Option<&ReplicaRef>) -> Result<Vec<RestorePoint>, Problem> {
-        let replicas = match replica {
-            Some(name) => vec![self.find(name)?],
-            None => self.stores.replicas(),
-        };
-        Ok(replicas.iter().flat_map(|replica| replica.points()).map(|point| point.meta()).collect())
-    }
-    fn point(&self, point: &PointRef) -> Result<RestorePoint, Problem> {
-        Ok(self.locate(point)?.meta())
-    }
-    fn remove_point(&self, point: &PointRef) -> Result<Removed, Problem> {
-        let replica = self.find(&point.replica)?;
-        let id = replica.point(&point.point)?.id().to_string();
-        replica.retire(&id)?;
-        Ok(Removed { removed: vec![id] })
-    }
-    fn verify_point(&self, point: &PointRef) -> Result<VerifyReport, Problem> {
-        self.check(&self.locate(point)?)
-    }
-    fn export(&self, point: &PointRef, disk: u16) -> Result<Export, Problem> {
-        let point = self.locate(point)?;
-        let key = self.key(&point)?;
-        if usize::from(disk) >= point.disks()?.len() {
-            return Err(Problem::not_found(
-                format!("disk {disk} of restore point {}", point.id()),
-                "vbrctl restore-point show tells how many disks it has; they count from 0",
-            ));
-        }
-        let lease = point.lease()?;
-        Ok(Box::new(move |sink| {
-            let _lease = lease;
-            export::export(&point, disk, &key, sink).map_err(Problem::from)
-        }))
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use vbr_api::{CacheStats, ConfigView, Moment, Status, Warning};
+use vbr_api::{CacheStats, ConfigView, Moment, Peer, PeerQuota, Status, Warning};
 
 use super::appliance::lock;
 use super::metrics;
@@ -70,13 +70,21 @@ impl Site {
 impl SiteOrders for Site {
     fn status(&self) -> Result<Status, Problem> {
         let parts = &self.parts;
+        let site = lock(&parts.config).quota;
+        let bounded = |peer: Peer| {
+            let quota = PeerQuota {
+                bytes: peer.quota.bytes.or(site.bytes),
+                points: peer.quota.points.or(site.points),
+            };
+            Peer { quota, ..peer }
+        };
         Ok(Status {
             site: lock(&parts.config).site.clone(),
             peer_id: parts.wire.peer_id(),
             version: env!("CARGO_PKG_VERSION").to_string(),
             started_at: parts.started_at,
             listeners: parts.wire.listeners(),
-            peers: parts.wire.peers(),
+            peers: parts.wire.peers().into_iter().map(bounded).collect(),
             sessions: parts.jobs.sessions(None, true),
             jobs: parts.jobs.lags(),
             datastores: parts.stores.status(),

@@ -5,7 +5,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use super::message::{Batch, BatchHeader, Message, Need, Offer, Probe, RunKind, Seal, VolumeNote};
+use super::message::{Batch, BatchHeader, Message, Need, Offer, Open, Probe, RunKind, Seal, VolumeNote};
 use crate::block::PAGE_CHUNKS;
 use crate::limits::{
     BATCH_ENTRIES_MAX, BATCH_PLAIN_BYTES_MAX, PREFIX_BYTES_MAX, PROBE_BASES_MAX, PROBE_CHUNKS_MAX,
@@ -57,7 +57,7 @@ impl Message {
     pub fn encode(&self) -> (u8, Bytes, Bytes) {
         let none = Bytes::new();
         match self {
-            Self::Open(body) => (kind::OPEN, pack(body), none),
+            Self::Open(body) => (kind::OPEN, encode_open(body), none),
             Self::Opened(body) => (kind::OPENED, pack(body), none),
             Self::Offer(body) => (kind::OFFER, pack(body), none),
             Self::Need(body) => (kind::NEED, pack(body), none),
@@ -80,7 +80,7 @@ impl Message {
     /// Parses and checks a whole message.
     pub fn decode(kind: u8, body: Bytes) -> Result<Self, DecodeError> {
         Ok(match kind {
-            kind::OPEN => Self::Open(unpack(kind, &body)?),
+            kind::OPEN => Self::Open(decode_open(&body)?),
             kind::OPENED => Self::Opened(unpack(kind, &body)?),
             kind::OFFER => Self::Offer(check_offer(unpack(kind, &body)?)?),
             kind::NEED => Self::Need(check_need(unpack(kind, &body)?)?),
@@ -94,6 +94,24 @@ impl Message {
             other => return Err(DecodeError::UnknownType(other)),
         })
     }
+}
+
+/// The record, and behind it what came later: older appliances do not read so far, and write less.
+fn encode_open(open: &Open) -> Bytes {
+    let record = pack(open);
+    if open.keep_calendar.is_empty() {
+        return record;
+    }
+    [record, pack(&open.keep_calendar)].concat().into()
+}
+
+fn decode_open(body: &[u8]) -> Result<Open, DecodeError> {
+    let malformed = |e: postcard::Error| DecodeError::Malformed { kind: kind::OPEN, why: e.to_string() };
+    let (mut open, rest) = postcard::take_from_bytes::<Open>(body).map_err(malformed)?;
+    if !rest.is_empty() {
+        (open.keep_calendar, _) = postcard::take_from_bytes(rest).map_err(malformed)?;
+    }
+    Ok(open)
 }
 
 fn decode_batch(mut body: Bytes) -> Result<Batch, DecodeError> {
@@ -186,7 +204,9 @@ pub fn unpack<'a, T: Deserialize<'a>>(kind: u8, body: &'a [u8]) -> Result<T, Dec
 mod tests {
     use super::*;
     use crate::block::ShortId;
-    use crate::wire::message::{BlockOffer, Codec, Entry, Held, PrefixFrom, PrefixRun};
+    use vbr_api::KeepCalendar;
+
+    use crate::wire::message::{BlockOffer, Codec, Entry, Held, OpenDisk, PrefixFrom, PrefixRun};
 
     fn bytes(message: &Message) -> Vec<u8> {
         let (kind, head, tail) = message.encode();
@@ -225,6 +245,32 @@ mod tests {
         );
         assert_eq!(data_encoding::HEXLOWER.encode(&bytes(&message)), golden);
         back(&message);
+    }
+
+    /// What is asked to be kept by the calendar is behind the record: both ways between old and new.
+    #[test]
+    fn golden_open() {
+        let mut open = Open {
+            session: "s".into(),
+            replica: "web".into(),
+            datastore: None,
+            base: Some("p".into()),
+            snapshot_identity: "i".into(),
+            snapshot_at_ms: 5,
+            disks: vec![OpenDisk { source_path: "/a".into(), disk_len: 300, base_root: None }],
+            keep: Some(14),
+            keep_calendar: KeepCalendar::default(),
+        };
+        let old = "200173037765620001017001690a01022f61ac0200010e";
+        assert_eq!(data_encoding::HEXLOWER.encode(&bytes(&Message::Open(open.clone()))), old);
+        back(&Message::Open(open.clone()));
+        let without = open.clone();
+        open.keep_calendar = KeepCalendar { daily: 7, weekly: 4, monthly: 12, yearly: 300 };
+        let new = bytes(&Message::Open(open.clone()));
+        assert_eq!(data_encoding::HEXLOWER.encode(&new), format!("{old}07040cac02"));
+        back(&Message::Open(open));
+        assert_eq!(unpack::<Open>(kind::OPEN, &new[1..]), Ok(without), "as an older appliance reads it");
+        assert!(Message::decode(kind::OPEN, Bytes::from(new[1..new.len() - 1].to_vec())).is_err());
     }
 
     #[test]

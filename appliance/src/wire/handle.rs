@@ -14,7 +14,7 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vbr_api::{Invite, InviteRequest, JoinRequest, Peer};
+use vbr_api::{GrantRequest, Invite, InviteRequest, JoinRequest, Peer};
 
 use super::dialling::preferred;
 use super::driver::{Behaviours, Driver, Order, Parts};
@@ -259,6 +259,14 @@ impl Wire {
         let (gate, owned) = (self.inner.gate.clone(), name.to_owned());
         let peer = blocking(move || gate.book.revoke(&owned)).await?;
         self.order(Order::Cut { peer }).await;
+        let entry = self.inner.gate.book.entry(name);
+        entry.map(|(peer, entry)| self.describe(peer, &entry)).ok_or_else(|| no_peer(name))
+    }
+
+    /// Sets what a peer may fill here.
+    pub async fn grant(&self, name: &str, request: GrantRequest) -> Result<Peer, Problem> {
+        let (gate, owned) = (self.inner.gate.clone(), name.to_owned());
+        blocking(move || gate.book.grant(&owned, &request)).await?;
         let entry = self.inner.gate.book.entry(name);
         entry.map(|(peer, entry)| self.describe(peer, &entry)).ok_or_else(|| no_peer(name))
     }

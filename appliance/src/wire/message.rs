@@ -35,6 +35,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use vbr_api::KeepCalendar;
 
 pub use super::encoding::{DecodeError, kind, pack, unpack};
 pub use super::requests::{
@@ -74,6 +75,10 @@ pub struct Open {
     pub disks: Vec<OpenDisk>,
     /// Restore points to keep, as a request.
     pub keep: Option<u32>,
+    /// And of how many days, weeks, months and years: behind the record, and only where something is asked. A
+    /// target that does not know it ignores it, and then lets go by `keep` alone.
+    #[serde(skip)]
+    pub keep_calendar: KeepCalendar,
 }
 
 /// The target is ready.

@@ -40,6 +40,7 @@
 //! | 0 | | |
 //! | 1 | bit 0: bundles | BUNDLE_OPEN, BUNDLE_JOIN, PIECE, LINKS_WANTED |
 //! | 1 | bit 1: shared filter | the request for the filter of shared chunks; chunks sent ahead of their NEED |
+//! | 1 | bit 2: retention | what a job asks to keep by the calendar, behind the record of OPEN; the request of what would retire under it |
 //!
 //! # Frames
 //!
@@ -132,8 +133,11 @@ pub mod capability {
     pub const BUNDLES: u64 = 1;
     /// Answers [`Request::SharedFilter`](super::message::Request::SharedFilter), and takes chunks that it did not ask for.
     pub const SHARED_FILTER: u64 = 2;
+    /// Keeps restore points by days, weeks, months and years, and answers
+    /// [`Request::WouldRetireUnder`](super::message::Request::WouldRetireUnder).
+    pub const RETENTION: u64 = 4;
     /// All of ours.
-    pub const ALL: u64 = BUNDLES | SHARED_FILTER;
+    pub const ALL: u64 = BUNDLES | SHARED_FILTER | RETENTION;
 }
 
 pub mod accounting;

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use data_encoding::HEXLOWER;
 use libp2p::PeerId;
 use serde::{Deserialize, Serialize};
+use vbr_api::{GrantRequest, PeerQuota};
 
 use crate::block::{DomainKey, DomainTag};
 use crate::error::Problem;
@@ -32,6 +33,8 @@ pub struct PeerRecord {
     pub domain_key: DomainKey,
     /// What it may do here: `replicate`, …
     pub grants: Vec<String>,
+    /// What it may fill here; where it has no bound of its own the site's holds.
+    pub quota: PeerQuota,
 }
 
 /// A line of `peers.json`.
@@ -49,6 +52,9 @@ pub struct Entry {
     /// What it may do here.
     #[serde(default)]
     pub grants: Vec<String>,
+    /// What it may fill here.
+    #[serde(default)]
+    pub quota: PeerQuota,
     /// When the pairing was made.
     pub paired_at: jiff::Timestamp,
     /// No longer paired, kept for its name.
@@ -161,6 +167,8 @@ impl PeerBook {
             addresses: Vec::new(),
             domain: domain.to_owned(),
             grants: vec!["replicate".to_owned()],
+            // Pairing again must not lift a bound.
+            quota: self.book().peers.get(&peer).map(|old| old.quota).unwrap_or_default(),
             paired_at: jiff::Timestamp::now(),
             revoked: false,
         };
@@ -191,10 +199,25 @@ impl PeerBook {
                 domain: local,
                 // Being joined gives the inviter no rights here; what it already had it keeps.
                 grants: book.peers.get(&peer).map(|old| old.grants.clone()).unwrap_or_default(),
+                quota: book.peers.get(&peer).map(|old| old.quota).unwrap_or_default(),
                 paired_at: jiff::Timestamp::now(),
                 revoked: false,
             };
             insert(book, peer, entry)
+        })
+    }
+
+    /// Sets what a peer may fill here; 0 takes its own bound away. Durable when it returns.
+    pub fn grant(&self, name: &str, request: &GrantRequest) -> Result<PeerId, Problem> {
+        self.change(|book| {
+            let (id, entry) = find(book, name)?;
+            if let Some(bytes) = request.quota_bytes {
+                entry.quota.bytes = Some(bytes).filter(|bytes| *bytes > 0);
+            }
+            if let Some(points) = request.max_points {
+                entry.quota.points = Some(points).filter(|points| *points > 0);
+            }
+            Ok(id)
         })
     }
 
@@ -247,6 +270,7 @@ fn record(book: &Book, entry: &Entry) -> Option<PeerRecord> {
         domain: entry.domain.clone(),
         domain_key: book.domains.get(&entry.domain)?.clone(),
         grants: entry.grants.clone(),
+        quota: entry.quota,
     })
 }
 
@@ -347,6 +371,18 @@ mod tests {
         let again = open(dir.path());
         assert_eq!(again.by_name("web-2").unwrap().domain_key, key);
         assert!(again.is_paired(&one));
+        let grant = |quota_bytes, max_points| GrantRequest { quota_bytes, max_points };
+        again.grant("web", &grant(Some(5), None)).unwrap();
+        again.grant("web", &grant(None, Some(7))).unwrap();
+        again.admit(one, "web", "default").unwrap();
+        let quota = open(dir.path()).by_name("web").unwrap().quota;
+        assert_eq!(quota, PeerQuota { bytes: Some(5), points: Some(7) });
+        again.grant("web", &grant(Some(0), None)).unwrap();
+        assert_eq!(
+            open(dir.path()).by_name("web").unwrap().quota,
+            PeerQuota { bytes: None, points: Some(7) }
+        );
+        assert_eq!(again.grant("nobody", &grant(None, None)).unwrap_err().code, "not_found");
         again.revoke("web").unwrap();
         assert!(!open(dir.path()).is_paired(&one) && open(dir.path()).by_name("web").is_none());
         assert_eq!(open(dir.path()).entries().len(), 2);

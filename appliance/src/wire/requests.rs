@@ -1,6 +1,7 @@
 //! Control requests between paired appliances and their answers. Pure types, no IO.
 
 use serde::{Deserialize, Serialize};
+use vbr_api::KeepCalendar;
 
 use crate::block::{PageHash, Root, ShortId};
 use crate::error::Problem;
@@ -61,6 +62,15 @@ pub enum Request {
         cursor: Option<FilterCursor>,
         /// What it will take, in bytes, until it is up to date.
         bytes_max: u64,
+    },
+    /// As `WouldRetire`, with all that a job asks. Only to a site with the capability.
+    WouldRetireUnder {
+        /// Replica name.
+        replica: String,
+        /// As in the job.
+        keep: Option<u32>,
+        /// As in the job.
+        keep_calendar: KeepCalendar,
     },
 }
 
@@ -156,6 +166,11 @@ mod tests {
         golden(&Request::SharedFilter { cursor: None, bytes_max: 300 }, "0600ac02");
         let cursor = FilterCursor { epoch: 5, position: 6, check: 7, part: Some(8) };
         golden(&Request::SharedFilter { cursor: Some(cursor), bytes_max: 1 }, "0601050607010801");
+        let keep_calendar = KeepCalendar { daily: 1, weekly: 2, monthly: 3, yearly: 4 };
+        golden(
+            &Request::WouldRetireUnder { replica: "a".into(), keep: Some(5), keep_calendar },
+            "070161010501020304",
+        );
     }
 
     #[test]

@@ -64,6 +64,8 @@ impl Wire {
             received_wire: total.received,
             domain: entry.domain.clone(),
             grants: entry.grants.clone(),
+            quota: entry.quota,
+            used: None,
             paired_at: entry.paired_at,
             last_seen_at: now.or(state.last_seen),
             last_error: revoked.or(state.last_error.filter(|_| link.is_none())),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::json;
-use vbr_api::{Invite, InviteRequest, JoinRequest, Peer};
+use vbr_api::{GrantRequest, Invite, InviteRequest, JoinRequest, Peer};
 
 use super::Yes;
 use crate::client::{Patience, encode};
@@ -57,6 +57,20 @@ pub enum Command {
         #[command(flatten)]
         watch: Watch,
     },
+    /// Set what a peer may fill at this site
+    ///
+    /// A session that would go beyond is refused, or waits at a durable position until there is room. What is not
+    /// named stays as it is.
+    #[command(after_help = "Example:\n  vbrctl peer grant branch-7 --quota 500G --max-points 400")]
+    Grant {
+        name: String,
+        /// Bytes of all its replicas together (500G, 2TiB); `default`: what the site's configuration says
+        #[arg(long, value_name = "SIZE", value_parser = quota, required_unless_present = "max_points")]
+        quota: Option<u64>,
+        /// Restore points of all its replicas together, or `default`
+        #[arg(long, value_name = "N", value_parser = max_points)]
+        max_points: Option<u32>,
+    },
     /// Cut a peer off: it may do nothing here any more; its replicas stay
     ///
     /// Asks on a terminal only: cutting a peer off must not wait for a missing flag.
@@ -87,6 +101,15 @@ impl Command {
             }
             Self::Show { name, watch } => {
                 show::one(context, &format!("/v1/peers/{}", encode(&name)), watch.watch, &facts).await
+            }
+            Self::Grant { name, quota, max_points } => {
+                let request = GrantRequest { quota_bytes: quota, max_points };
+                let path = format!("/v1/peers/{}/grant", encode(&name));
+                let document = context.client.post_json(&path, &request).await?;
+                let peer: Peer = document.one()?;
+                let line = format!("peer {name} may fill {}", bounds(&peer));
+                context.output.done(&document, &line, json!({}))?;
+                Ok(Exit::Done)
             }
             Self::Revoke { name, yes } => {
                 if context.may_ask() {
@@ -197,10 +220,45 @@ fn facts(peer: &Peer, view: &View) -> String {
         .add_all("Addresses", peer.addresses.iter().cloned())
         .add("Domain", peer.domain.as_str())
         .add("May", peer.grants.join(", "))
+        .add("May fill", bounds(peer))
+        .add_some("Fills", peer.used.map(|used| filled(used.bytes, used.points)))
         .add("Paired", human::moment(peer.paired_at))
         .add("Last seen", last_seen(peer, view))
         .add_some("Last error", peer.last_error.clone());
     facts.finish()
+}
+
+/// `default` is 0 in the request.
+fn quota(text: &str) -> Result<u64, String> {
+    match text {
+        "default" => Ok(0),
+        text => human::parse_size(text).and_then(|bytes| match bytes {
+            0 => Err("a quota is more than nothing; `default` takes it away".into()),
+            bytes => Ok(bytes),
+        }),
+    }
+}
+
+fn max_points(text: &str) -> Result<u32, String> {
+    let count =
+        if text == "default" { Ok(0) } else { text.parse::<u32>().map_err(|error| error.to_string()) };
+    count.and_then(|count| match count {
+        0 if text != "default" => Err("it is at least 1; `default` takes the bound away".into()),
+        count => Ok(count),
+    })
+}
+
+fn bounds(peer: &Peer) -> String {
+    let bytes = peer.quota.bytes.map_or("any size".into(), human::size);
+    let points = peer
+        .quota
+        .points
+        .map_or("any number of restore points".into(), |points| human::count(points.into(), "restore point"));
+    format!("{bytes}, {points}")
+}
+
+fn filled(bytes: u64, points: u64) -> String {
+    format!("{}, {}", human::size(bytes), human::count(points, "restore point"))
 }
 
 fn link(peer: &Peer) -> Cell {

@@ -5,7 +5,8 @@ use serde_json::json;
 use vbr_api::{Replica, VerifyReport};
 
 use super::Yes;
-use super::restore_point::{reports, verdict};
+use super::job::keep::{long, short_of};
+use super::restore_point::{because, reports, verdict};
 use crate::client::{Patience, encode};
 use crate::context::Context;
 use crate::exit::Exit;
@@ -13,7 +14,7 @@ use crate::failure::Failure;
 use crate::human;
 use crate::output::View;
 use crate::show::{self, Watch};
-use crate::table::{Facts, Table};
+use crate::table::{Facts, Table, section};
 
 /// Copies of VMs that this site keeps for others
 #[derive(Subcommand, Debug)]
@@ -97,7 +98,7 @@ fn table(replicas: &[Replica], view: &View) -> String {
             replica.latest.clone().unwrap_or_default().into(),
             replica.latest_at.map(|at| human::age(at, view.now)).unwrap_or_default().into(),
             replica.building.clone().unwrap_or_default().into(),
-            replica.keep.map(|keep| keep.to_string()).unwrap_or_default().into(),
+            short_of(replica.keep, &replica.keep_calendar).into(),
             replica.backend.as_str().into(),
             replica.path.as_str().into(),
         ]);
@@ -119,7 +120,19 @@ fn facts(replica: &Replica, view: &View) -> String {
         .add("Stored", human::size(replica.stored_bytes))
         .add("Restore points", replica.points.to_string())
         .add("Latest", latest.unwrap_or_else(|| "none".into()))
-        .add("Keep", replica.keep.map_or("all".into(), |keep| format!("{keep} asked for by its job")))
+        .add("Keep", format!("{} (asked for by its job)", long(replica.keep, &replica.keep_calendar)))
         .add_some("Building", replica.building.as_ref().map(|id| format!("a new point, session {id}")));
-    facts.finish()
+    let mut text = facts.finish();
+    if !replica.kept.is_empty() {
+        let mut kept = Table::new(view, &["ID", "KEPT BECAUSE", "NEXT SEAL"]);
+        for point in &replica.kept {
+            kept.row(vec![
+                point.id.as_str().into(),
+                because(&point.kept_because).into(),
+                if replica.retires_next.contains(&point.id) { "retires".into() } else { "stays".into() },
+            ]);
+        }
+        text.push_str(&section("Restore points", &kept.finish()));
+    }
+    text
 }

@@ -9,7 +9,7 @@ pub fn healthy(request: &Request) -> Answer {
     match request.line.as_str() {
         "GET /v1/status" => ok(samples::status()),
         "GET /v1/peers" => ok(samples::list(&[samples::peer("dr", true), samples::peer("hq", false)])),
-        "GET /v1/peers/dr" | "POST /v1/peers/join" => ok(samples::peer("dr", true)),
+        "GET /v1/peers/dr" | "POST /v1/peers/dr/grant" | "POST /v1/peers/join" => ok(samples::peer("dr", true)),
         "POST /v1/peers/invite" => ok(r#"{"schema":1,"code":"vbr1-abc","expires_at":"2099-01-01T00:00:00Z"}"#),
         "GET /v1/jobs" => list(samples::job("web")),
         "GET /v1/jobs/web" | "POST /v1/jobs/web/disable" => ok(samples::job("web")),
@@ -40,6 +40,13 @@ pub fn healthy(request: &Request) -> Answer {
         }
         "GET /v1/restore-points/one?point=web%40latest" => ok(samples::point(10_737_418_240)),
         "POST /v1/restore-points/verify?point=web%40latest" => ok(samples::report(true)),
+        "POST /v1/restore-points/pin?point=web%40latest" => ok(samples::point(10_737_418_240)
+            .replace("\"state\":\"sealed\"", "\"state\":\"pinned\",\"pinned_until\":\"2027-01-31T00:00:00Z\"")),
+        "POST /v1/restore-points/unpin?point=web%40latest" => ok(samples::point(10_737_418_240)),
+        "DELETE /v1/restore-points/one?point=web%40latest" => error(409, "conflict"),
+        "DELETE /v1/restore-points/one?point=web%40latest&force=true" => {
+            ok(r#"{"schema":1,"removed":["20261122t190042z-3fa2"],"overridden":["it is the newest"]}"#)
+        }
         "POST /v1/restore-points/verify?point=bad%40latest" => ok(samples::report(false)),
         "GET /v1/cache" => ok(
             r#"{"schema":1,"size_bytes":10737418240,"used_bytes":5368709120,"packs":80,"chunks":81920,"lookups":1000,"hits":400,"reads":400,"bad_records":0,"evicted_packs":2,"footer_hits":90,"footer_misses":10,"disk_locations":163840}"#,
@@ -105,7 +112,13 @@ fn usage_errors_are_two_in_both_forms() {
         &["job", "create", "web", "--disk", "/a", "--vm", "local/x", "--target", "dr"],
         &["job", "run", "web", "--timeout", "5"],
         &["job", "run", "web", "--timeout", "5m"],
+        &["job", "create", "web", "--disk", "/a", "--target", "dr", "--keep-daily", "0"],
         &["restore-point", "show", "web"],
+        &["restore-point", "pin", "web@latest", "--for", "9d", "--until", "2027-01-31"],
+        &["restore-point", "pin", "web@latest", "--until", "soon"],
+        &["peer", "grant", "dr"],
+        &["peer", "grant", "dr", "--quota", "0"],
+        &["peer", "grant", "dr", "--max-points", "few"],
         &["nonsense"],
     ] {
         assert_eq!(fake.run(words).code, 2, "{words:?}");
@@ -235,6 +248,34 @@ fn verification_decides_the_exit_status() {
     assert_eq!((run.code, run.json()["items"].as_array().unwrap().len()), (1, 2));
     assert_eq!(fake.run(&["repository", "verify", "web"]).code, 1);
     assert_eq!(fake.run(&["repository", "rebuild", "web"]).code, 0);
+}
+
+#[test]
+fn retention_and_quotas() {
+    let fake = Fake::start(healthy);
+    let body = |fake: &Fake| -> serde_json::Value {
+        serde_json::from_str(&fake.seen.lock().unwrap().last().unwrap().body).unwrap()
+    };
+    let words =
+        ["job", "create", "new", "--disk", "/a", "--target", "dr", "--keep-daily", "7", "--keep-yearly", "2"];
+    assert_eq!(fake.run(&words).code, 0);
+    let kept = serde_json::json!({"daily": 7, "weekly": 0, "monthly": 0, "yearly": 2});
+    assert_eq!((&body(&fake)["keep_calendar"], body(&fake).get("keep")), (&kept, None));
+
+    let run = fake.run(&["restore-point", "pin", "web@latest", "--until", "2027-01-31"]);
+    assert_eq!(run.out, "restore point web@latest pinned until 2027-01-31 00:00:00 UTC\n", "{run:?}");
+    assert_eq!(body(&fake)["until"], "2027-01-31T00:00:00Z");
+    fake.run(&["restore-point", "pin", "web@latest", "--for", "90d"]);
+    assert_eq!(body(&fake)["for_ms"], 7_776_000_000u64);
+    let run = fake.run(&["restore-point", "unpin", "web@latest"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "restore point web@latest unpinned\n"));
+    assert_eq!(fake.run(&["restore-point", "remove", "web@latest", "--yes"]).code, 1);
+    let run = fake.run(&["restore-point", "remove", "web@latest", "--yes", "--force"]);
+    assert!(run.code == 0 && run.err.contains("overridden: it is the newest"), "{run:?}");
+
+    let run = fake.run(&["peer", "grant", "dr", "--quota", "500G", "--max-points", "default"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    assert_eq!(body(&fake), serde_json::json!({"quota_bytes": 536_870_912_000u64, "max_points": 0}));
 }
 
 #[test]

@@ -41,8 +41,6 @@ pub struct BeginSpec {
     pub snapshot_at: Moment,
     /// In order; the index is the disk's number.
     pub disks: Vec<BeginDisk>,
-    /// Restore points to keep, as a request.
-    pub keep: Option<u32>,
 }
 
 /// A disk of a point that is to be built.
@@ -68,7 +66,6 @@ impl Replica {
         }
         let base = spec.base.as_deref().map(|id| self.usable_base(id)).transpose()?;
         self.clear_buildings()?;
-        self.note_keep(spec.keep)?;
         let dir = self.shared.building_dir(&spec.session);
         files::make_dir(&dir)?;
         self.begin_in(&dir, spec, base).inspect_err(|_| {

@@ -29,6 +29,7 @@ use super::shared::{Shared, manifest_name};
 use super::{changes, files};
 use crate::block::{BlockWrite, Geometry, Root};
 use crate::repository::manifest::{PageTable, page_hash, page_is_blank, trim_page};
+use crate::repository::retention::calendar::next_credible;
 use crate::repository::{PageIds, RepositoryError};
 
 /// How a seal is meant.
@@ -261,6 +262,7 @@ impl Building {
     }
 
     fn write_point(&self, spec: SealSpec) -> Result<PointRecord, RepositoryError> {
+        let observed_ms = self.shared.core.clock.observed_ms();
         let mut record = PointRecord {
             format: PointRecord::FORMAT.into(),
             version: VERSION,
@@ -269,7 +271,8 @@ impl Building {
             session: self.record.session.clone(),
             snapshot_at: self.record.snapshot_at,
             sealed_at: spec.now,
-            observed_ms: self.shared.core.clock.observed_ms(),
+            observed_ms,
+            credible_at: Some(next_credible(&self.replica.facts(), spec.now, observed_ms)),
             base: self.record.base.clone(),
             consistent: spec.consistent,
             changed_bytes: self.changed_bytes(),

@@ -25,6 +25,7 @@ mod raw;
 mod readme;
 mod record;
 mod replica;
+mod retain;
 mod retire;
 mod scan;
 mod shared;

@@ -17,6 +17,7 @@ use crate::block::{
     BlockRead, ChunkId, DomainKey, DomainTag, Extent, Geometry, PAGE_CHUNKS, PageHash, Root, ShortId,
 };
 use crate::repository::manifest::PageTable;
+use crate::repository::retention::Pin;
 use crate::repository::{PageIds, RepositoryError};
 
 /// How long a reader waits for whoever rewrites the chain.
@@ -79,7 +80,8 @@ impl Point {
     pub fn meta(&self) -> RestorePoint {
         let state = self.state().clone();
         let record = self.record().ok();
-        let shown = match (self.is_retiring(), &self.unreadable, state.verified_ok, state.pinned) {
+        let pinned = self.is_pinned();
+        let shown = match (self.is_retiring(), &self.unreadable, state.verified_ok, pinned) {
             (true, ..) => PointState::Retiring,
             (_, Some(_), ..) | (_, _, Some(false), _) => PointState::Damaged,
             (_, _, _, true) => PointState::Pinned,
@@ -100,6 +102,9 @@ impl Point {
             changed_bytes: record.as_ref().map_or(0, |record| record.changed_bytes),
             verified_at: state.verified_at,
             verified_ok: state.verified_ok,
+            pinned_until: state.pinned_until.filter(|_| pinned),
+            kept_because: Vec::new(),
+            retires_next: false,
         }
     }
 
@@ -132,14 +137,40 @@ impl Point {
         })
     }
 
-    /// Pins or unpins: a pinned point is never retired.
-    pub fn set_pinned(&self, pinned: bool) -> Result<(), RepositoryError> {
-        self.change_state(|state| state.pinned = pinned)
+    /// Pins it: nobody removes it until the pin lapses or is taken off. Durable when this returns.
+    pub fn set_pin(&self, until: Option<Moment>) -> Result<(), RepositoryError> {
+        let pin = Pin::new(until, self.shared.core.clocks());
+        self.change_state(|state| {
+            (state.pinned, state.pinned_until) = (true, pin.until);
+            state.pinned_until_observed_ms = pin.observed_until_ms;
+        })
     }
 
-    /// True where an operator holds it.
+    /// Takes the pin off. Durable when this returns.
+    pub fn unpin(&self) -> Result<(), RepositoryError> {
+        self.change_state(|state| (state.pinned, state.pinned_until) = (false, None))
+    }
+
+    /// True while an operator's pin holds it.
     pub fn is_pinned(&self) -> bool {
-        self.state().pinned
+        self.pin().is_some_and(|pin| pin.holds(self.shared.core.clocks()))
+    }
+
+    /// An operator's pin, which may have lapsed.
+    pub(super) fn pin(&self) -> Option<Pin> {
+        let state = self.state();
+        let pin = Pin { until: state.pinned_until, observed_until_ms: state.pinned_until_observed_ms };
+        state.pinned.then_some(pin)
+    }
+
+    /// Bytes written to it and to retired points that it still holds some of.
+    pub(super) fn written_bytes(&self) -> u64 {
+        let own = self.record().map_or(0, |record| record.changed_bytes);
+        own.saturating_add(self.state().inherited_bytes)
+    }
+
+    pub(super) fn inherit(&self, bytes: u64) -> Result<(), RepositoryError> {
+        self.change_state(|state| state.inherited_bytes = state.inherited_bytes.saturating_add(bytes))
     }
 
     pub(super) fn is_retiring(&self) -> bool {

@@ -5,7 +5,7 @@
 //! before anything acts on them. No key of a dedup domain is ever among them, only its tag.
 
 use serde::{Deserialize, Serialize};
-use vbr_api::{DiskFormat, DiskVolume, Moment, name_is_valid};
+use vbr_api::{DiskFormat, DiskVolume, KeepCalendar, Moment, name_is_valid};
 
 use crate::limits::{DISK_BYTES_MAX, DISKS_MAX};
 
@@ -33,6 +33,9 @@ pub struct ReplicaRecord {
     pub created_at: Moment,
     /// Restore points the job last asked to keep.
     pub keep: Option<u32>,
+    /// And of how many days, weeks, months and years.
+    #[serde(default, skip_serializing_if = "KeepCalendar::is_empty")]
+    pub keep_calendar: KeepCalendar,
 }
 
 /// `point.json`: a sealed restore point. Changes only when a point below it is retired.
@@ -54,6 +57,9 @@ pub struct PointRecord {
     pub sealed_at: Moment,
     /// Observed time of the datastore at the seal, milliseconds (see `retention`).
     pub observed_ms: u64,
+    /// Its time on the calendar's own line, in which clocks do not jump (see `retention::calendar`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credible_at: Option<Moment>,
     /// The point it was made from.
     pub base: Option<String>,
     /// False where a disk changed while it was read.
@@ -102,6 +108,16 @@ pub struct StateRecord {
     pub version: u32,
     /// Held by an operator.
     pub pinned: bool,
+    /// Until then; for good where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned_until: Option<Moment>,
+    /// And at least until so much time of the datastore was observed, milliseconds.
+    #[serde(default)]
+    pub pinned_until_observed_ms: u64,
+    /// Bytes written to retired points that lay between this one and the one before it: it still holds some
+    /// of them. What a quota counts.
+    #[serde(default)]
+    pub inherited_bytes: u64,
     /// When it was last verified.
     pub verified_at: Option<Moment>,
     /// With what result.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use vbr_api::{Moment, Warning, name_is_valid};
+use vbr_api::{KeepCalendar, Warning, name_is_valid};
 
 use super::building::{Building, BuildingState, lock};
 use super::lease::{Leases, Scope};
@@ -18,7 +18,6 @@ use super::store::{Core, ReplicaSpec, warning};
 use super::{files, readme};
 use crate::block::{ChunkId, DomainKey, DomainTag, PAGE_CHUNKS, ShortId};
 use crate::repository::RepositoryError;
-use crate::repository::retention::{Clocks, PointAge, plan};
 
 /// How long removing waits for readers.
 pub(super) const EXCLUSIVE_PATIENCE: Duration = Duration::from_secs(10);
@@ -26,7 +25,7 @@ pub(super) const EXCLUSIVE_PATIENCE: Duration = Duration::from_secs(10);
 /// One VM's copy.
 pub struct Replica {
     pub(super) shared: Arc<Shared>,
-    record: Mutex<ReplicaRecord>,
+    pub(super) record: Mutex<ReplicaRecord>,
     pub(super) points: RwLock<Vec<Arc<Point>>>,
     pub(super) open_building: Mutex<Weak<Building>>,
     work: Mutex<()>,
@@ -53,6 +52,7 @@ impl Replica {
             domain_tag: hex(&spec.domain_tag.0),
             created_at: spec.now,
             keep: None,
+            keep_calendar: KeepCalendar::default(),
         };
         if let Some(site_dir) = dir.parent() {
             files::make_dir(site_dir)?;
@@ -143,11 +143,6 @@ impl Replica {
         &self.shared.core.name
     }
 
-    /// Restore points the job last asked to keep.
-    pub fn keep(&self) -> Option<u32> {
-        lock(&self.record).keep
-    }
-
     /// Refuses writes that would eat the datastore's reserve.
     pub fn check_space(&self) -> Result<(), RepositoryError> {
         self.shared.core.check_space()
@@ -169,7 +164,10 @@ impl Replica {
             latest_at: latest.as_ref().map(|point| point.snapshot_at),
             latest: latest.map(|point| point.id),
             building: self.building().map(|building| building.session),
-            keep: self.keep(),
+            keep: self.policy().last,
+            keep_calendar: self.policy().calendar,
+            kept: Vec::new(),
+            retires_next: Vec::new(),
         }
     }
 
@@ -205,18 +203,6 @@ impl Replica {
             base: record.base,
             cursors: cursor.cursors,
         })
-    }
-
-    /// The points that retention lets go, oldest first.
-    pub fn plan_retention(&self, keep: Option<u32>, now: Moment, min_age: Duration) -> Vec<String> {
-        let clock = &self.shared.core.clock;
-        if let Err(error) = clock.write(&self.shared.core.root) {
-            tracing::warn!(%error, "observed time was not written down; points are kept longer");
-        }
-        let bases: Vec<String> =
-            self.building_records().into_iter().filter_map(|(record, _)| record.base).collect();
-        let ages: Vec<PointAge> = self.points().iter().map(|point| point_age(point, &bases)).collect();
-        plan(&ages, keep, Clocks { now, observed_ms: clock.observed_ms() }, min_age)
     }
 
     /// A chunk by place and id, through any good sealed point whose manifest has it there; re-hashed.
@@ -280,16 +266,6 @@ impl Replica {
         lock(&self.work)
     }
 
-    pub(super) fn note_keep(&self, keep: Option<u32>) -> Result<(), RepositoryError> {
-        let mut record = lock(&self.record);
-        if record.keep != keep {
-            let new = ReplicaRecord { keep, ..record.clone() };
-            self.shared.core.root.write_record(&self.shared.dir.join("replica.json"), &new)?;
-            *record = new;
-        }
-        Ok(())
-    }
-
     pub(super) fn next_sequence(&self) -> u64 {
         self.shared.all_records().iter().map(|record| record.sequence).max().unwrap_or(0) + 1
     }
@@ -339,6 +315,17 @@ impl Replica {
         if lock(&self.open_building).upgrade().is_some_and(|open| !open.is_over()) {
             return Err(busy("a session replicates into it"));
         }
+        if let Some(point) = self.points().iter().find(|point| point.is_pinned()) {
+            return Err(RepositoryError::Conflict {
+                what: format!("replica {}", self.shared.title()),
+                why: format!("its restore point {} is pinned", point.id()),
+                next: format!(
+                    "unpin it first: vbrctl restore-point unpin {}@{}",
+                    self.shared.title(),
+                    point.id()
+                ),
+            });
+        }
         let evict = || self.shared.core.caches.evict(self.shared.key);
         let lease = self.shared.leases.exclusive(Scope::Replica, EXCLUSIVE_PATIENCE, evict);
         let _lease = lease.map_err(|_| busy("a restore point is being read"))?;
@@ -357,17 +344,5 @@ impl Replica {
             let _ = std::fs::remove_dir(site_dir); // Only where it was the last of its site.
         }
         Ok(ids)
-    }
-}
-
-fn point_age(point: &Arc<Point>, bases: &[String]) -> PointAge {
-    let record = point.record().ok();
-    PointAge {
-        id: point.id().to_string(),
-        sealed_at: record.as_ref().map_or(Moment::MAX, |record| record.sealed_at),
-        observed_ms: record.as_ref().map_or(u64::MAX, |record| record.observed_ms),
-        held: point.is_pinned() || point.is_retiring() || bases.iter().any(|base| base == point.id()),
-        bad: point.bad(),
-        unreadable: record.is_none(),
     }
 }

@@ -51,6 +51,7 @@ impl Replica {
         let lease = self.shared.leases.exclusive(scope, EXCLUSIVE_PATIENCE, evict);
         let _lease = lease.map_err(|_| busy("it, or a point that builds upon it, is being read"))?;
         let manifests = self.manifests_of(&id);
+        self.bequeath(&id)?;
         if !merges.is_empty() {
             let journal = RetireRecord { version: VERSION, point: id.clone(), merges };
             step("journal")?;
@@ -78,7 +79,7 @@ impl Replica {
             Err(RepositoryError::Conflict { what: point.title(), why: why.into(), next: next.into() })
         };
         if point.is_pinned() {
-            return refuse("it is pinned", "unpin it first");
+            return refuse("it is pinned", "unpin it first: vbrctl restore-point unpin");
         }
         if self.journal_path().exists() && !point.is_retiring() {
             return busy(

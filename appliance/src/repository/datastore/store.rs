@@ -20,6 +20,7 @@ use super::record::{ReplicaRecord, VERSION, check_version};
 use super::replica::Replica;
 use crate::block::DomainTag;
 use crate::repository::RepositoryError;
+use crate::repository::retention::Clocks;
 
 /// Observed time is written down at most this often by planning, and at every seal.
 const CLOCK_SAVE_INTERVAL: Duration = Duration::from_secs(60);
@@ -87,6 +88,11 @@ impl Core {
         let found =
             found.map_err(|e| RepositoryError::io(self.root.path().display().to_string(), e.into()))?;
         Ok((found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize))
+    }
+
+    /// The wall clock and observed time, now.
+    pub fn clocks(&self) -> Clocks {
+        Clocks { now: vbr_api::Moment::now(), observed_ms: self.clock.observed_ms() }
     }
 
     /// Refuses writes that would eat the reserve.

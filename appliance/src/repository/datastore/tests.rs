@@ -137,7 +137,6 @@ fn spec(session: &str, base: Option<&str>, disks: &Disks) -> BeginSpec {
             .iter()
             .map(|(path, data)| BeginDisk { source_path: path.clone(), disk_len: data.len() as u64 })
             .collect(),
-        keep: Some(3),
     }
 }
 

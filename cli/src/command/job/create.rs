@@ -10,6 +10,7 @@ use serde_json::json;
 use vbr_api::{DiskFormat, DiskSpec, FreeSpace, JobSpec, Schedule, Vm, name_is_valid};
 
 use super::definition::Definition;
+use super::keep::Keep;
 use crate::client::encode;
 use crate::context::Context;
 use crate::exit::Exit;
@@ -21,6 +22,7 @@ Example:
   vbrctl job create mail --disk system.qcow2,format=qcow2 --disk data.img --target dr/fast
   vbrctl job create shop --vm local/shop --exclude /srv/vm/swap.img --target dr
   vbrctl job create crm --disk /srv/vm/crm.img --target dr --every 15m --window 'Mon..Fri 18:00-07:00'
+  vbrctl job create erp --disk /srv/vm/erp.img --target dr --keep 24 --keep-daily 7 --keep-weekly 4 --keep-monthly 12
   vbrctl job create log --disk /srv/vm/log.img --target dr --at 'Mon..Fri 02:00'
   vbrctl job create --from web.toml";
 
@@ -42,9 +44,8 @@ pub struct Arguments {
     /// Where to: a peer, or one of its datastores
     #[arg(long, value_name = "PEER[/DATASTORE]", required_unless_present = "from")]
     target: Option<String>,
-    /// How many restore points the target is asked to keep [default: all]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    keep: Option<u32>,
+    #[command(flatten)]
+    keep: Keep,
     /// What to do with space that the file systems in the disks have freed: `keep` sends it like everything
     /// else; `auto` lets it read as zeroes in the replica, only where their maps are proven consistent
     /// [default: keep]
@@ -92,6 +93,7 @@ impl Arguments {
     /// The definition as options and file give it.
     fn spec(self) -> Result<JobSpec, Failure> {
         let file = self.from.as_deref().map(Definition::read).transpose()?.unwrap_or_default();
+        let (keep, keep_calendar) = self.keep.with(&file);
         let given = self.vm.is_some() || !self.disks.is_empty();
         let (vm, disks) = if given {
             (self.vm, self.disks.into_iter().map(|disk| disk.0).collect())
@@ -131,7 +133,8 @@ impl Arguments {
             vm,
             disks: disks.collect::<Result<_, Failure>>()?,
             target,
-            keep: self.keep.or(file.keep),
+            keep,
+            keep_calendar,
             free_space: self.free_space.or(file.free_space).unwrap_or_default(),
             schedule,
             enabled: file.enabled.unwrap_or(true),
@@ -333,6 +336,9 @@ mod tests {
         let spec = arguments(&["mail", "--from", from, "--disk", "/a", "--keep", "3"]).unwrap();
         assert_eq!((spec.name.as_str(), spec.vm.as_deref(), spec.keep), ("mail", None, Some(3)));
         assert_eq!(spec.disks.len(), 1);
+        let spec = arguments(&["--from", from, "--keep-daily", "7", "--keep-yearly", "2"]).unwrap();
+        let (keep, calendar) = (spec.keep, spec.keep_calendar);
+        assert_eq!((keep, calendar.daily, calendar.weekly, calendar.yearly), (Some(7), 7, 0, 2));
     }
 
     #[test]

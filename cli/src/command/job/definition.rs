@@ -28,6 +28,14 @@ pub struct Definition {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_daily: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_weekly: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_monthly: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_yearly: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub free_space: Option<FreeSpace>,
     /// A span of time: `15m`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,12 +92,17 @@ impl Definition {
     }
 
     fn of(spec: &JobSpec) -> Self {
+        let asked = |count: u32| Some(count).filter(|count| *count > 0);
         let disk = |disk: &DiskSpec| Disk { path: disk.path.clone(), format: disk.format };
         Self {
             name: Some(spec.name.clone()),
             vm: spec.vm.clone(),
             target: Some(spec.target.clone()),
             keep: spec.keep,
+            keep_daily: asked(spec.keep_calendar.daily),
+            keep_weekly: asked(spec.keep_calendar.weekly),
+            keep_monthly: asked(spec.keep_calendar.monthly),
+            keep_yearly: asked(spec.keep_calendar.yearly),
             free_space: Some(spec.free_space).filter(|free| *free != FreeSpace::Keep),
             every: spec.schedule.every_ms.map(human::exact_span),
             at: spec.schedule.at.clone(),
@@ -135,6 +148,7 @@ mod tests {
             ],
             target: "dr/fast".into(),
             keep: Some(14),
+            keep_calendar: vbr_api::KeepCalendar { daily: 7, weekly: 4, monthly: 12, yearly: 0 },
             free_space: FreeSpace::Auto,
             schedule: Schedule {
                 every_ms: Some(5_400_000),

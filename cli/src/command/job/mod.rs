@@ -2,6 +2,7 @@
 
 pub mod create;
 mod definition;
+pub mod keep;
 mod render;
 mod run;
 

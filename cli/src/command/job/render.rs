@@ -2,6 +2,7 @@
 
 use vbr_api::{FreeSpace, Job, Plan, Schedule};
 
+use super::keep;
 use crate::human;
 use crate::output::View;
 use crate::summary::state_cell;
@@ -27,7 +28,7 @@ pub fn table(jobs: &[Job], view: &View) -> String {
             job.spec.name.as_str().into(),
             source(job).into(),
             job.spec.target.as_str().into(),
-            job.spec.keep.map_or("all".into(), |keep| keep.to_string()).into(),
+            keep::short(&job.spec).into(),
             state(job),
             job.rpo_lag_ms.map(human::span_short).unwrap_or_default().into(),
             next_run(job, view).into(),
@@ -45,12 +46,7 @@ pub fn facts(job: &Job, view: &View) -> String {
     facts
         .add("Job", job.spec.name.as_str())
         .add("Target", job.spec.target.as_str())
-        .add(
-            "Keep",
-            job.spec
-                .keep
-                .map_or("all restore points".into(), |keep| human::count(keep.into(), "restore point")),
-        )
+        .add("Keep", keep::long(job.spec.keep, &job.spec.keep_calendar))
         .add(
             "Free space",
             match job.spec.free_space {

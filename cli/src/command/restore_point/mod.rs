@@ -1,10 +1,11 @@
 //! `vbrctl restore-point`: sealed moments of a replica. (`export` has a file of its own.)
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
-use vbr_api::{PointState, Replica, RestorePoint, VerifyReport};
+use vbr_api::{Moment, PinRequest, PointState, Removed, Replica, RestorePoint, VerifyReport};
 
 use super::Yes;
 use crate::client::{Document, Patience, encode};
@@ -44,11 +45,37 @@ pub enum Command {
         /// [SITE/]REPLICA@ID or @latest
         point: String,
     },
+    /// Pin a restore point: nobody removes it until the pin lapses or is taken off
+    #[command(
+        after_help = "Example:\n  vbrctl restore-point pin web@latest --for 90d\n  vbrctl restore-point pin web@latest --until 2027-01-31"
+    )]
+    Pin {
+        /// [SITE/]REPLICA@ID or @latest
+        point: String,
+        /// How long (12h, 90d); for good unless said
+        #[arg(long = "for", value_name = "TIME", value_parser = human::parse_span)]
+        span: Option<Duration>,
+        /// Until when: a date (its beginning, UTC) or RFC 3339
+        #[arg(long, value_name = "DATE", value_parser = human::parse_moment, conflicts_with = "span")]
+        until: Option<Moment>,
+    },
+    /// Take the pin off a restore point
+    #[command(after_help = "Example:\n  vbrctl restore-point unpin web@20261122t190501z-3fa2")]
+    Unpin {
+        /// [SITE/]REPLICA@ID or @latest
+        point: String,
+    },
     /// Remove a restore point
+    ///
+    /// Never one that is pinned or in use. One younger than the minimum age and the newest of a replica are
+    /// removed with --force only, which says what it overrides.
     #[command(after_help = "Example:\n  vbrctl restore-point remove web@20261122t190501z-3fa2 --yes")]
     Remove {
         /// [SITE/]REPLICA@ID
         point: String,
+        /// Although it is younger than the minimum age, or the newest
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         yes: Yes,
     },
@@ -113,17 +140,45 @@ impl Command {
                 context.output.emit(&text)?;
                 verdict(&[document.one()?])
             }
-            Self::Remove { point, yes } => {
-                let path = one(&point)?;
-                context.confirm(&format!("Remove the restore point {point}"), yes.yes).await?;
-                let document = context.client.delete(&path).await?;
-                let line = format!("restore point {point} removed");
-                context.output.done(&document, &line, json!({ "removed": [point] }))?;
+            Self::Pin { point, span, until } => {
+                check(&point)?;
+                let for_ms = span.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+                let path = format!("/v1/restore-points/pin?point={}", encode(&point));
+                let document = context.client.post_json(&path, &PinRequest { for_ms, until }).await?;
+                let pinned: RestorePoint = document.one()?;
+                let until = pinned.pinned_until.map(|until| format!(" until {}", human::moment(until)));
+                let line = format!("restore point {point} pinned{}", until.unwrap_or_default());
+                context.output.done(&document, &line, json!({}))?;
                 Ok(Exit::Done)
             }
+            Self::Unpin { point } => {
+                check(&point)?;
+                let path = format!("/v1/restore-points/unpin?point={}", encode(&point));
+                let document = context.client.post(&path, Patience::Quick).await?;
+                context.output.done(&document, &format!("restore point {point} unpinned"), json!({}))?;
+                Ok(Exit::Done)
+            }
+            Self::Remove { point, force, yes } => remove(context, &point, force, yes).await,
             Self::Export(arguments) => export::run(context, arguments).await,
         }
     }
+}
+
+async fn remove(context: &Context, point: &str, force: bool, yes: Yes) -> Result<Exit, Failure> {
+    let path = one(point)? + if force { "&force=true" } else { "" };
+    context.confirm(&format!("Remove the restore point {point}"), yes.yes).await?;
+    let document = context.client.delete(&path).await?;
+    context.output.done(
+        &document,
+        &format!("restore point {point} removed"),
+        json!({ "removed": [point] }),
+    )?;
+    if !context.output.format.is_json() && document.is_json() {
+        for overridden in document.one::<Removed>()?.overridden {
+            context.output.note(&format!("overridden: {overridden}"));
+        }
+    }
+    Ok(Exit::Done)
 }
 
 /// The restore points of every replica, as one list.
@@ -217,6 +272,7 @@ fn table(points: &[RestorePoint], view: &View) -> String {
         "CONSISTENT",
         ">CHANGED",
         "VERIFIED",
+        "KEPT BECAUSE",
         ">+DISKS",
         "+BASE",
         "+SESSION",
@@ -233,6 +289,7 @@ fn table(points: &[RestorePoint], view: &View) -> String {
             if point.consistent { "yes".into() } else { Cell::toned("no", Tone::Watch) },
             human::size(point.changed_bytes).into(),
             verified(point, view),
+            kept(point),
             point.disks.len().to_string().into(),
             point.base.clone().unwrap_or_default().into(),
             point.session.as_str().into(),
@@ -254,7 +311,9 @@ fn facts(point: &RestorePoint, view: &View) -> String {
         .add("Consistent", if point.consistent { "yes" } else { "no: its disks do not show one moment" })
         .add("Changed", human::size(point.changed_bytes))
         .add("Base", point.base.clone().unwrap_or_else(|| "none".into()))
-        .add("Session", point.session.as_str());
+        .add("Session", point.session.as_str())
+        .add("Kept because", because(&point.kept_because))
+        .add("Next seal", if point.retires_next { "it retires" } else { "it stays" });
     facts.add(
         "Verified",
         match (point.verified_at, point.verified_ok) {
@@ -275,6 +334,20 @@ fn facts(point: &RestorePoint, view: &View) -> String {
         ]);
     }
     format!("{}{}", facts.finish(), section("Disks", &disks.finish()))
+}
+
+/// Reasons for people.
+pub fn because(reasons: &[String]) -> String {
+    if reasons.is_empty() { "nothing: it retires".into() } else { reasons.join("; ") }
+}
+
+/// The same in a column: rules alone, without what they say of the time.
+fn kept(point: &RestorePoint) -> Cell {
+    let words = |reason: &String| reason.split([',', ':']).next().unwrap_or_default().to_string();
+    match point.kept_because.is_empty() {
+        true => Cell::toned("retires", Tone::Watch),
+        false => point.kept_because.iter().map(words).collect::<Vec<_>>().join("; ").into(),
+    }
 }
 
 fn state(state: PointState) -> Cell {

@@ -1,6 +1,7 @@
 //! Readers, damage, what changed, orders that make no sense, reserve, retention.
 
 use super::*;
+use crate::repository::retention::{Clocks, Policy, Rules};
 
 #[test]
 fn readers_hold_points_and_removal_waits() {
@@ -32,10 +33,10 @@ fn readers_hold_points_and_removal_waits() {
         assert!(first.open_disk(0).is_err());
         check_point(&second, &disks);
         // A pinned point and the base of a building stay.
-        second.set_pinned(true).unwrap();
+        second.set_pin(None).unwrap();
         assert_eq!(second.meta().state, PointState::Pinned);
         assert!(matches!(subject.retire(second.id()), Err(RepositoryError::Conflict { .. })));
-        second.set_pinned(false).unwrap();
+        second.unpin().unwrap();
         let building = subject.begin(&spec("s3", Some(second.id()), &disks)).unwrap();
         assert!(subject.retire(second.id()).unwrap_err().is_busy());
         assert!(matches!(subject.begin(&spec("s4", None, &disks)), Err(RepositoryError::Busy { .. })));
@@ -214,6 +215,19 @@ fn the_reserve_is_kept() {
     assert_eq!(stores.warnings()[0].level, "critical");
 }
 
+fn clocks(subject: &Replica, seconds: i64) -> Clocks {
+    let now = Moment::from_second(BASE_TIME + seconds).unwrap();
+    Clocks { now, ..subject.clocks() }
+}
+
+fn rules(days: u64) -> Rules {
+    Rules { min_age: std::time::Duration::from_secs(days * 86_400), zone: jiff::tz::TimeZone::UTC }
+}
+
+fn last(count: u32) -> Policy {
+    Policy { last: Some(count), ..Policy::default() }
+}
+
 #[test]
 fn retention_over_restarts_rests_on_observed_time() {
     let place = Place::plain();
@@ -222,15 +236,107 @@ fn retention_over_restarts_rests_on_observed_time() {
     let disks: Disks = vec![("/vm/a".into(), noise(1, 70_000))];
     let ids: Vec<_> =
         (0..3).map(|n| make_point(&subject, &format!("s{n}"), None, &disks).id().to_string()).collect();
-    let at = |seconds: i64| Moment::from_second(BASE_TIME + seconds).unwrap();
-    let week = std::time::Duration::from_secs(7 * 86_400);
-    let year = at(365 * 86_400);
-    assert!(subject.plan_retention(Some(1), year, week).is_empty(), "a jump of the clock expired points");
-    assert_eq!(subject.plan_retention(Some(1), at(1), std::time::Duration::ZERO), ids[..2]);
+    let year = 365 * 86_400;
+    assert!(subject.plan_retention(&rules(0), clocks(&subject, 1)).is_empty(), "nothing was asked");
+    subject.note_policy(&last(1)).unwrap();
+    assert!(subject.plan_retention(&rules(7), clocks(&subject, year)).is_empty(), "a jump expired points");
+    assert_eq!(subject.plan_retention(&rules(0), clocks(&subject, 1)), ids[..2]);
+    assert_eq!(subject.plan_after_next(&last(1), &rules(0), clocks(&subject, 1)), ids);
     subject.shared.core.clock.at_least(30 * 86_400_000);
-    assert_eq!(subject.plan_retention(Some(2), year, week), ids[..1]);
-    assert!(subject.plan_retention(Some(1), at(5), week).is_empty());
+    subject.note_policy(&last(2)).unwrap();
+    assert_eq!(subject.plan_retention(&rules(7), clocks(&subject, year)), ids[..1]);
+    assert!(subject.plan_retention(&rules(7), clocks(&subject, 5)).is_empty());
+    let kept = subject.kept(&rules(7), clocks(&subject, year));
+    assert_eq!(kept[0].kept_because, [""; 0]);
+    assert_eq!(kept[1].kept_because, ["last 2"]);
     drop((subject, stores));
     let stores = place.open();
-    assert_eq!(replica(&stores).plan_retention(Some(2), year, week), ids[..1]);
+    let subject = replica(&stores);
+    assert_eq!(subject.policy(), last(2));
+    assert_eq!(subject.plan_retention(&rules(7), clocks(&subject, year)), ids[..1]);
+}
+
+#[test]
+fn pins_hold_over_restarts_and_against_everyone() {
+    let place = Place::plain();
+    let stores = place.open();
+    let subject = replica(&stores);
+    let disks: Disks = vec![("/vm/a".into(), noise(1, 70_000))];
+    let ids: Vec<_> =
+        (0..3).map(|n| make_point(&subject, &format!("s{n}"), None, &disks).id().to_string()).collect();
+    subject.note_policy(&last(1)).unwrap();
+    let until = Moment::now() + jiff::SignedDuration::from_hours(24 * 90);
+    subject.point(&ids[0]).unwrap().set_pin(Some(until)).unwrap();
+    drop((subject, stores));
+    let stores = place.open();
+    let subject = replica(&stores);
+    let pinned = subject.point(&ids[0]).unwrap();
+    assert_eq!((pinned.meta().state, pinned.meta().pinned_until), (PointState::Pinned, Some(until)));
+    assert!(matches!(subject.retire(&ids[0]), Err(RepositoryError::Conflict { .. })));
+    assert_eq!(stores.remove(&subject).unwrap_err().code, "conflict");
+    // The wall clock alone does not end it.
+    let later = Clocks { now: until + jiff::SignedDuration::from_hours(1), ..subject.clocks() };
+    assert_eq!(subject.plan_retention(&rules(0), later), ids[1..2]);
+    subject.shared.core.clock.at_least(91 * 86_400_000);
+    let later = Clocks { now: later.now, ..subject.clocks() };
+    assert_eq!(subject.plan_retention(&rules(0), later), ids[..2]);
+    assert!(pinned.is_pinned(), "the wall clock has not come so far");
+    pinned.unpin().unwrap();
+    assert_eq!((pinned.meta().state, pinned.meta().pinned_until), (PointState::Sealed, None));
+    subject.retire(&ids[0]).unwrap();
+}
+
+#[test]
+fn records_of_before_are_read() {
+    let state: crate::repository::datastore::record::StateRecord =
+        serde_json::from_str(r#"{"version":1,"pinned":true,"verified_at":null,"verified_ok":null}"#).unwrap();
+    assert!(state.pinned && state.pinned_until.is_none() && state.inherited_bytes == 0);
+    let text = r#"{"format":"vbr replica","version":1,"id":"00","site":"b","name":"w","owner_peer_id":"p",
+        "domain_tag":"00","created_at":"2026-01-01T00:00:00Z","keep":3}"#;
+    let record: crate::repository::datastore::record::ReplicaRecord = serde_json::from_str(text).unwrap();
+    assert!(record.keep == Some(3) && record.keep_calendar.is_empty());
+}
+
+#[test]
+fn what_points_share_is_charged_once() {
+    for (name, place, backend) in backends() {
+        let stores = place.open();
+        let subject = replica(&stores);
+        let mut disks: Disks = vec![("/vm/a".into(), noise(1, 8 << 20))];
+        let mut ids = vec![make_point(&subject, "s0", None, &disks).id().to_string()];
+        let whole = subject.charged_bytes();
+        assert!(whole >= 8 << 20 && whole < 10 << 20, "{name}: {whole}");
+        for n in 1..5usize {
+            disks[0].1[n << 20..(n << 20) + 300_000].fill(n as u8);
+            ids.push(make_point(&subject, &format!("s{n}"), Some(&ids[n - 1]), &disks).id().to_string());
+        }
+        let all = subject.charged_bytes();
+        assert!(all < whole + (8 << 20), "{name}: {all} after {whole}");
+        // What goes from between leaves its content in the next one; the oldest has everything.
+        for gone in [2, 1] {
+            subject.retire(&ids[gone]).unwrap();
+            if backend == Backend::Reflink {
+                let charged = subject.charged_bytes();
+                assert!(
+                    charged >= whole + 4 * 300_000 && charged <= all + 65_536,
+                    "{name}: {charged} of {all}"
+                );
+            }
+        }
+        subject.retire(&ids[0]).unwrap();
+        assert!(subject.charged_bytes() <= all, "{name}");
+        // A building counts, before it is sealed and after it was abandoned.
+        let before = subject.charged_bytes();
+        let building = subject.begin(&spec("s9", Some(&ids[4]), &disks)).unwrap();
+        building.disk(0).unwrap().write_at(0, &noise(9, 2 << 20)).unwrap();
+        building.checkpoint(&[0]).unwrap();
+        let during = subject.charged_bytes();
+        assert!(
+            during >= before + (2 << 20) && during < before + (4 << 20),
+            "{name}: {during} after {before}"
+        );
+        drop(building);
+        let left = subject.charged_bytes();
+        assert!(left.abs_diff(during) < 1 << 20, "{name}: {left} after {during}");
+    }
 }
