@@ -19,13 +19,13 @@ use crate::throttle::SharedBucket;
 
 /// Bytes a channel may send in one turn.
 const QUANTUM: i64 = FRAGMENT_BYTES as i64;
-/// How long a frame takes at a rate, and the shortest one that is made for it.
-const FRAME_TIME_MS: u64 = 20;
+/// How many frames go in a second at a rate, at least, and the shortest one that is made for it.
+const FRAMES_A_SECOND: u64 = 50;
 const FRAME_BYTES_MIN: usize = 4 * 1024;
 
 /// Body bytes of a frame where no more than `rate_bps` goes: a whole fragment would hold up what comes after it.
 pub fn frame_bytes(rate_bps: Option<u64>) -> usize {
-    let most = |rate: u64| usize::try_from(rate / 8 * FRAME_TIME_MS / 1000).unwrap_or(FRAGMENT_BYTES);
+    let most = |rate: u64| usize::try_from(rate / 8 / FRAMES_A_SECOND).unwrap_or(FRAGMENT_BYTES);
     rate_bps.map_or(FRAGMENT_BYTES, |rate| most(rate).clamp(FRAME_BYTES_MIN, FRAGMENT_BYTES))
 }
 
