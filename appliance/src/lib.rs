@@ -18,4 +18,5 @@ pub mod repository;
 pub mod schedule;
 pub mod supervisor;
 pub mod telemetry;
+pub mod throttle;
 pub mod wire;

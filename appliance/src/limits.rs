@@ -132,3 +132,10 @@ pub const SHARED_FIRST_BYTES: usize = 16 * 1024 * 1024;
 pub const SHARED_FILTERS_MAX: usize = 4;
 /// Deltas of one refresh of such a filter: a whole one comes in 20.
 pub const SHARED_DELTAS_MAX: usize = 64;
+
+/// Throttling rules of a site.
+pub const THROTTLE_RULES_MAX: usize = 64;
+/// Lowest rate that may be asked for, bits a second: below it no session gets its heartbeats through in time.
+pub const RATE_BPS_MIN: u64 = 64_000;
+/// Highest rate that may be asked for, bits a second.
+pub const RATE_BPS_MAX: u64 = 1_000_000_000_000;

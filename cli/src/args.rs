@@ -83,6 +83,8 @@ pub enum Noun {
     #[command(subcommand)]
     RestorePoint(command::restore_point::Command),
     #[command(subcommand)]
+    Throttle(command::throttle::Command),
+    #[command(subcommand)]
     Cache(command::cache::Command),
     Check(command::check::Command),
     #[command(subcommand)]
@@ -145,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_is_not_offered_yet_is_refused() {
-        for more in [&["--priority", "high"][..], &["--quiesce"], &["--rate", "8Mbit"], &["--site", "x"]] {
+        for more in [&["--priority", "high"][..], &["--quiesce"], &["--site", "x"]] {
             let mut words = vec!["vbrctl", "job", "create", "web", "--disk", "/a", "--target", "dr"];
             assert!(Arguments::try_parse_from(&words).is_ok());
             words.extend(more);

@@ -142,6 +142,34 @@ pub fn parse_moment(text: &str) -> Result<Moment, String> {
     whole.parse().map_err(|_| format!("{text:?} is not a date: say 2027-01-31 or 2027-01-31T12:00:00Z"))
 }
 
+/// A rate as [`parse_rate`] reads it: `8Mbit`, nothing lost.
+pub fn exact_rate(bits_a_second: u64) -> String {
+    let units = [("Gbit", 1_000_000_000), ("Mbit", 1_000_000), ("kbit", 1_000)];
+    let whole = units.iter().find(|(_, factor)| bits_a_second > 0 && bits_a_second % factor == 0);
+    whole.map_or(format!("{bits_a_second}bit"), |(unit, factor)| format!("{}{unit}", bits_a_second / factor))
+}
+
+/// Bits a second as people write them: `800kbit`, `8Mbit`, `1.5Gbit/s`. Units are decimal.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a rate: say bits a second like 800kbit, 8Mbit or 1Gbit");
+    let trimmed = text.trim();
+    let end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+    let number: f64 = trimmed[..end].parse().map_err(|_| wrong())?;
+    let unit = trimmed[end..].trim().to_ascii_lowercase();
+    let factor = match unit.strip_suffix("/s").unwrap_or(&unit) {
+        "bit" => 1.0,
+        "kbit" => 1e3,
+        "mbit" => 1e6,
+        "gbit" => 1e9,
+        _ => return Err(wrong()),
+    };
+    let rate = (number * factor).round();
+    if !(64e3..=1e12).contains(&rate) {
+        return Err(format!("{text:?} is out of bounds: at least 64kbit, at most 1000Gbit"));
+    }
+    Ok(rate as u64)
+}
+
 /// A span as people write it: `90s`, `10m`, `1h30m`, `2d`, `500ms`.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a span of time: say 90s, 10m, 1h30m or 2d");
@@ -233,6 +261,32 @@ mod tests {
             Ok("2027-01-31 11:00:00 UTC".into())
         );
         assert!(parse_moment("tomorrow").is_err() && parse_moment("2027-02-30").is_err());
+    }
+
+    #[test]
+    fn rates_in() {
+        assert_eq!(parse_rate("8Mbit"), Ok(8_000_000));
+        assert_eq!(parse_rate("1.5 Gbit/s"), Ok(1_500_000_000));
+        assert_eq!(parse_rate("64kbit"), Ok(64_000));
+        for bad in [
+            "",
+            "8",
+            "Mbit",
+            "8MB",
+            "8Mbyte",
+            "-8Mbit",
+            "1.2.3Mbit",
+            "0Mbit",
+            "63kbit",
+            "1001Gbit",
+            "8Mbit/h",
+        ] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+        for rate in [64_000, 64_001, 8_000_000, 1_500_000_000, 2_000_000_000] {
+            assert_eq!(parse_rate(&exact_rate(rate)), Ok(rate));
+        }
+        assert_eq!((exact_rate(8_000_000), exact_rate(1_500_000_000)), ("8Mbit".into(), "1500Mbit".into()));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod link;
 pub mod measure;
 pub mod mount;
 pub mod process;
+pub mod rate;
 pub mod report;
 pub mod site;
 pub mod work;

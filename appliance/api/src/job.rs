@@ -124,6 +124,9 @@ pub struct JobSpec {
     /// `keep`, or `auto`: free space inside the disks need not travel.
     #[serde(default)]
     pub free_space: FreeSpace,
+    /// Bits a second that its sessions may send, besides what throttling rules say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_bps: Option<u64>,
     /// When it runs by itself.
     #[serde(default)]
     pub schedule: Schedule,

@@ -7,10 +7,12 @@
 mod job;
 mod site;
 mod storage;
+mod throttle;
 
 pub use job::*;
 pub use site::*;
 pub use storage::*;
+pub use throttle::*;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

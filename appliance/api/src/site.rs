@@ -78,6 +78,9 @@ pub struct Peer {
     /// Connections that are up; several where one does not fill the line.
     #[serde(default)]
     pub links: u32,
+    /// Bits a second that throttling lets this site send to it now; none: no rule applies.
+    #[serde(default)]
+    pub limit_bps: Option<u64>,
     /// Bytes on the wire since this vbrd started, as the kernel counts TCP payload.
     pub sent_wire: u64,
     pub received_wire: u64,

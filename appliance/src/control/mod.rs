@@ -3,7 +3,7 @@
 //! ```text
 //! socket   the unix socket: permissions, stale files, who is at the other end
 //! routes   the one table of routes, and the OpenAPI document that describes each of them
-//! site, peers, hosts, jobs, sessions, repositories, replicas, points   the handlers, one noun a file
+//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle   the handlers, one noun a file
 //! orders   what the rest of vbrd must be able to do, as traits: the handlers know nothing else
 //! export   the stream that carries a restore point's disk to the console
 //! ```
@@ -29,6 +29,7 @@ mod routes;
 mod sessions;
 mod site;
 mod socket;
+mod throttle;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -38,7 +39,9 @@ use axum::extract::DefaultBodyLimit;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use orders::{Answer, Export, ExportSink, HostOrders, JobOrders, PeerOrders, ReplicaOrders, SiteOrders};
+pub use orders::{
+    Answer, Export, ExportSink, HostOrders, JobOrders, PeerOrders, ReplicaOrders, SiteOrders, ThrottleOrders,
+};
 pub use reference::{PointRef, ReplicaRef};
 pub use routes::openapi;
 pub use socket::{ControlSocket, SocketError};
@@ -67,6 +70,8 @@ pub struct Api {
     pub jobs: Arc<dyn JobOrders>,
     /// Replicas and restore points kept here.
     pub replicas: Arc<dyn ReplicaOrders>,
+    /// Throttling rules.
+    pub throttle: Arc<dyn ThrottleOrders>,
     shutdown: CancellationToken,
     heavy: Arc<Semaphore>,
 }
@@ -79,10 +84,11 @@ impl Api {
         hosts: Arc<dyn HostOrders>,
         jobs: Arc<dyn JobOrders>,
         replicas: Arc<dyn ReplicaOrders>,
+        throttle: Arc<dyn ThrottleOrders>,
         shutdown: CancellationToken,
     ) -> Self {
         let heavy = Arc::new(Semaphore::new(HEAVY_ORDERS_MAX));
-        Self { site, peers, hosts, jobs, replicas, shutdown, heavy }
+        Self { site, peers, hosts, jobs, replicas, throttle, shutdown, heavy }
     }
 
     /// The router with all routes and bounds.

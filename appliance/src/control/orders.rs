@@ -12,7 +12,7 @@ use std::time::Duration;
 use vbr_api::{
     CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobSpec, JoinRequest, Peer,
     PinRequest, Plan, Removed, Replica, Repository, RepositoryReport, RestorePoint, RunRequest, Session,
-    Status, VerifyReport, Vm,
+    Status, Throttle, ThrottleSpec, Throttles, VerifyReport, Vm,
 };
 
 use super::reference::{PointRef, ReplicaRef};
@@ -100,6 +100,16 @@ pub trait JobOrders: Send + Sync {
     fn repository_verify<'a>(&'a self, job: &'a str) -> Answer<'a, RepositoryReport>;
     /// Fetches the manifests from the target again.
     fn repository_rebuild<'a>(&'a self, job: &'a str) -> Answer<'a, RepositoryReport>;
+}
+
+/// Throttling rules.
+pub trait ThrottleOrders: Send + Sync {
+    /// All rules, and what they come to.
+    fn list(&self) -> Result<Throttles, Problem>;
+    /// True: new. False: a rule of that name was replaced, or was the same.
+    fn set(&self, spec: ThrottleSpec) -> Answer<'_, (Throttle, bool)>;
+    /// Forgets one rule, or all; answers their names.
+    fn clear(&self, name: Option<String>) -> Answer<'_, Vec<String>>;
 }
 
 /// Replicas and restore points kept at this site.

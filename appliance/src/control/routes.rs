@@ -6,7 +6,7 @@ use axum::http::Method;
 use axum::routing::{MethodRouter, delete, get, post};
 use utoipa::OpenApi;
 
-use super::{Api, hosts, jobs, peers, points, replicas, reply, repositories, sessions, site};
+use super::{Api, hosts, jobs, peers, points, replicas, reply, repositories, sessions, site, throttle};
 
 /// Method, path, handler. Tested: each is in the document and the other way round.
 pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
@@ -57,6 +57,10 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         post_("/v1/restore-points/pin", post(points::pin)),
         post_("/v1/restore-points/unpin", post(points::unpin)),
         get_("/v1/restore-points/export", get(points::export)),
+        get_("/v1/throttle", get(throttle::list)),
+        post_("/v1/throttle", post(throttle::set)),
+        delete_("/v1/throttle", delete(throttle::clear_all)),
+        delete_("/v1/throttle/{name}", delete(throttle::clear)),
         get_("/v1/openapi.json", get(document)),
     ]
 }
@@ -132,6 +136,10 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         points::pin,
         points::unpin,
         points::export,
+        throttle::list,
+        throttle::set,
+        throttle::clear,
+        throttle::clear_all,
     )
 )]
 struct Document;

@@ -152,6 +152,20 @@ impl JobOrders for Fake {
     }
 }
 
+impl ThrottleOrders for Fake {
+    fn list(&self) -> Result<Throttles, Problem> {
+        Ok(Throttles { items: Vec::new(), peers: Vec::new() })
+    }
+    fn set(&self, spec: ThrottleSpec) -> Answer<'_, (Throttle, bool)> {
+        self.note(format!("throttle {} {}", spec.name, spec.rate_bps));
+        Box::pin(async { Ok((Throttle { spec, in_force: true, changes_at: None, configured: false }, true)) })
+    }
+    fn clear(&self, name: Option<String>) -> Answer<'_, Vec<String>> {
+        self.note(format!("clear {name:?}"));
+        Box::pin(async { Ok(name.into_iter().collect()) })
+    }
+}
+
 impl ReplicaOrders for Fake {
     fn replicas(&self) -> Result<Vec<Replica>, Problem> {
         Ok(Vec::new())
@@ -211,8 +225,15 @@ fn site() -> Site {
     let socket = dir.path().join("s.sock");
     let fake = Arc::new(Fake::default());
     let shutdown = CancellationToken::new();
-    let api =
-        Api::new(fake.clone(), fake.clone(), fake.clone(), fake.clone(), fake.clone(), shutdown.clone());
+    let api = Api::new(
+        fake.clone(),
+        fake.clone(),
+        fake.clone(),
+        fake.clone(),
+        fake.clone(),
+        fake.clone(),
+        shutdown.clone(),
+    );
     let bound = bind(&socket).expect("bind");
     let tracker = tokio_util::task::TaskTracker::new();
     let served = tracker.spawn(serve(api, bound));
@@ -281,6 +302,10 @@ async fn orders_arrive_and_answers_carry_the_schema() {
     call(s, "GET", "/v1/sessions", "").await;
     call(s, "GET", "/v1/restore-points?replica=web", "").await;
     call(s, "POST", "/v1/peers/invite", "").await;
+    let rule = r#"{"name":"office","rate_bps":5000000}"#;
+    assert_eq!(call(s, "POST", "/v1/throttle", rule).await.0, 201);
+    assert_eq!(call(s, "DELETE", "/v1/throttle/office", "").await.1["removed"], json!(["office"]));
+    call(s, "DELETE", "/v1/throttle", "").await;
     let taken = site.fake.taken();
     assert_eq!(
         taken,
@@ -291,7 +316,10 @@ async fn orders_arrive_and_answers_carry_the_schema() {
             "sessions Some(\"web\") true",
             "sessions None false",
             "points Some(\"web\")",
-            "invite None"
+            "invite None",
+            "throttle office 5000000",
+            "clear Some(\"office\")",
+            "clear None"
         ]
     );
 }

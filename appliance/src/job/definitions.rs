@@ -13,6 +13,7 @@ use vbr_api::{JobSpec, Moment, name_is_valid};
 use crate::error::Problem;
 use crate::limits::DISKS_MAX;
 use crate::schedule::rule::Rule;
+use crate::throttle::rule::check_rate;
 
 /// A job on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +135,9 @@ pub fn check(spec: &JobSpec) -> Result<(), Problem> {
             "ask for at least one restore point",
         ));
     }
+    if let Some(rate) = spec.rate_bps {
+        check_rate(rate, &what)?;
+    }
     if let Err(why) = Rule::parse(&spec.name, &spec.schedule, None) {
         return Err(Problem::invalid(
             what,
@@ -175,6 +179,7 @@ mod tests {
             keep: Some(14),
             keep_calendar: vbr_api::KeepCalendar { daily: 7, ..Default::default() },
             free_space: vbr_api::FreeSpace::Auto,
+            rate_bps: Some(8_000_000),
             schedule: vbr_api::Schedule { every_ms: Some(900_000), ..Default::default() },
             enabled: true,
         }
@@ -199,7 +204,7 @@ mod tests {
     #[test]
     fn bad_definitions_are_refused() {
         assert!(check(&spec()).is_ok());
-        let bad: [fn(&mut JobSpec); 11] = [
+        let bad: [fn(&mut JobSpec); 12] = [
             |s| s.name = "../x".into(),
             |s| s.disks.clear(),
             |s| s.vm = Some("local/web".into()),
@@ -208,6 +213,7 @@ mod tests {
             |s| s.keep = Some(0),
             |s| s.target = "dr/../x".into(),
             |s| s.schedule.every_ms = Some(10),
+            |s| s.rate_bps = Some(63_999),
             |s| s.schedule.continuous = true,
             |s| s.schedule.window = Some("20:00".into()),
             |s| s.schedule = vbr_api::Schedule { at: Some("25:00".into()), ..Default::default() },

@@ -244,6 +244,9 @@ impl Driver {
         });
         let ctx = self.context(snapshot, kept, found, &peer, stop).await?;
         let channel = wire.open_session(&peer.peer_id).await?;
+        if let Some(rate) = self.spec.rate_bps {
+            channel.limit_rate(&job, rate);
+        }
         let counters = channel.counters();
         let base = self.handle.view().bytes;
         let mut sampler = JoinSet::new();

@@ -19,6 +19,7 @@ use super::orders::{Hosts, Jobs, Peers};
 use super::replicas::Replicas;
 use super::site::{Site, SiteParts};
 use super::state_dir::{StateDir, private_dir};
+use super::throttle::Throttling;
 use crate::accelerator::anchors::AnchorStore;
 use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
@@ -32,7 +33,8 @@ use crate::job::{JobManager, SourceStores, TargetService};
 use crate::repository::datastore::{DatastoreConfig, Datastores};
 use crate::repository::source::SourceRepository;
 use crate::telemetry::logs::LogHandle;
-use crate::wire::{TransportKind, Wire, WireConfig};
+use crate::throttle::Rules;
+use crate::wire::{TransportKind, Wire, WireConfig, write_private};
 
 /// A running vbrd.
 pub struct Appliance {
@@ -58,6 +60,7 @@ struct Stores {
     shared: Arc<SharedSets>,
     datastores: Arc<Datastores>,
     hosts: Arc<HostRegistry>,
+    throttle: Arc<Rules>,
 }
 
 impl Appliance {
@@ -75,7 +78,7 @@ impl Appliance {
         let opening = config.clone();
         let stores = blocking("opening the stores", move || open_stores(state, &opening)).await?;
         let (wire, incoming) =
-            Wire::start(wire_config(&config, &stores.state), wire_tasks.clone(), wire_stop.clone())
+            Wire::start(wire_config(&config, &stores), wire_tasks.clone(), wire_stop.clone())
                 .await
                 .map_err(|e| e.problem("start the wire"))?;
         let target = TargetService::new(
@@ -121,12 +124,19 @@ impl Appliance {
             started_at: Moment::now(),
         });
         let datastores = stores.datastores.clone();
+        let throttle = Throttling {
+            rules: stores.throttle,
+            wire: wire.clone(),
+            config: config.clone(),
+            turn: tokio::sync::Mutex::default(),
+        };
         let api = Api::new(
             Arc::new(site),
             Arc::new(Peers { wire: wire.clone(), target: target.clone() }),
             Arc::new(Hosts { hosts: stores.hosts, jobs: jobs.clone() }),
             Arc::new(Jobs(jobs.clone())),
             Arc::new(Replicas { target: target.clone(), stores: stores.datastores, wire: wire.clone() }),
+            Arc::new(throttle),
             stop.clone(),
         );
         let path = socket.path().to_owned();
@@ -298,7 +308,9 @@ fn open_stores(state: StateDir, config: &Config) -> Result<Stores, Problem> {
     }
     let (anchors, blocks) = (Arc::new(anchors), Arc::new(blocks));
     let shared = Arc::new(SharedSets::new(state.join("shared")));
-    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts: Arc::new(hosts) })
+    let throttle = Arc::new(Rules::open(&state.join("throttle.json"), write_private)?);
+    let hosts = Arc::new(hosts);
+    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts, throttle })
 }
 
 fn database_problem(error: &crate::database::DatabaseError) -> Problem {
@@ -310,7 +322,8 @@ fn database_problem(error: &crate::database::DatabaseError) -> Problem {
     )
 }
 
-fn wire_config(config: &Config, state: &StateDir) -> WireConfig {
+fn wire_config(config: &Config, stores: &Stores) -> WireConfig {
+    let state = &stores.state;
     WireConfig {
         key_file: state.join("key"),
         peers_file: state.join("peers.json"),
@@ -324,6 +337,7 @@ fn wire_config(config: &Config, state: &StateDir) -> WireConfig {
         bbr: config.wire.congestion == Congestion::Bbr,
         connections: config.wire.connections,
         rate_bps: config.wire.rate_bps,
+        throttle: stores.throttle.all(),
         advertise: config.wire.advertise.clone(),
     }
 }

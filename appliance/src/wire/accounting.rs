@@ -12,11 +12,16 @@ use std::time::{Duration, Instant};
 
 use super::Totals;
 use super::probe::Probe;
+use super::valve::Valve;
+use crate::throttle::SharedBucket;
 
 /// Bounds of what a connection of several keeps unsent in the kernel. The upper one is below half of
 /// `NOTSENT_LOWAT`, at which the layers between have handed everything down.
 const UNSENT_BYTES_MIN: u64 = 16 * 1024;
 const UNSENT_BYTES_MAX: u64 = 60 * 1024;
+/// How much faster than its bound the kernel may send, one part in so many: after a stall of the line the kernel has
+/// bytes that were allowed before, and would send them as fast as it can.
+const PACING_PART: u64 = 40;
 
 /// Everything that is counted for one connection.
 #[derive(Debug)]
@@ -29,14 +34,15 @@ pub struct ConnectionCounters {
     rtt_micros_max: AtomicU64,
     started: Instant,
     heard_millis: AtomicU64,
-    rate_bps: AtomicU64,
-    free_at: Mutex<Option<Instant>>,
+    /// What bounds it.
+    pub valve: Arc<Valve>,
 }
 
 impl ConnectionCounters {
     /// For a new connection.
     pub fn new(probe: Option<Arc<Probe>>) -> Self {
         Self {
+            valve: probe.as_ref().map(|probe| probe.valve.clone()).unwrap_or_default(),
             probe,
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -44,30 +50,20 @@ impl ConnectionCounters {
             rtt_micros_max: AtomicU64::new(0),
             started: Instant::now(),
             heard_millis: AtomicU64::new(0),
-            rate_bps: AtomicU64::new(0),
-            free_at: Mutex::new(None),
         }
     }
 
-    /// Bounds the rate: by the kernel's pacing over TCP, by [`Self::pause`] over QUIC.
-    pub fn set_rate(&self, bits_per_second: Option<u64>) {
-        self.rate_bps.store(bits_per_second.unwrap_or(0), Ordering::Relaxed);
+    /// From now on these buckets bound it; also to be called when the rate of one of them changed.
+    pub fn set_limits(&self, buckets: Vec<Arc<SharedBucket>>) {
+        self.valve.set(buckets);
         if let Some(probe) = &self.probe {
-            probe.set_pacing(bits_per_second);
+            probe.set_pacing(self.valve.limit_bps().map(|rate| rate + rate / PACING_PART));
         }
     }
 
-    /// How long a sender of `bytes` must wait before its next bytes, where the kernel does not pace.
+    /// How long a sender of `bytes` must wait before its next bytes, where the socket is not ours to hold them back.
     pub fn pause(&self, bytes: u64, now: Instant) -> Duration {
-        let rate = self.rate_bps.load(Ordering::Relaxed);
-        if self.probe.is_some() || rate == 0 {
-            return Duration::ZERO;
-        }
-        let mut free_at = lock(&self.free_at);
-        let from = free_at.map_or(now, |at| at.max(now));
-        let until = from + Duration::from_secs_f64(bytes as f64 * 8.0 / rate as f64);
-        *free_at = Some(until);
-        until - now
+        if self.probe.is_some() { Duration::ZERO } else { self.valve.pause(bytes, now) }
     }
 
     /// Frame bytes handed to a stream of this connection.

@@ -7,7 +7,7 @@
 //! an honest peer far below that. Messages are parsed by whoever receives them, not by the reader.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
@@ -20,6 +20,7 @@ use super::message::Message;
 use super::order::Refused;
 use super::scheduler::Outgoing;
 use crate::limits::MESSAGE_BYTES_MAX;
+use crate::throttle::SharedBucket;
 
 /// Bytes of one channel that wait for the scheduler; the largest message always fits.
 pub const CHANNEL_SEND_BYTES_MAX: usize = MESSAGE_BYTES_MAX + MESSAGE_BYTES_MAX / 4;
@@ -33,6 +34,8 @@ pub struct Channel {
     pub(super) counters: Arc<ChannelCounters>,
     way: Way,
     permits: Arc<Semaphore>,
+    /// The session's own rate.
+    limit: OnceLock<Arc<SharedBucket>>,
     inbox: Mutex<Inbox>,
     arrived: Notify,
 }
@@ -68,6 +71,7 @@ impl Channel {
             counters: Arc::new(counters),
             way,
             permits: Arc::new(Semaphore::new(CHANNEL_SEND_BYTES_MAX)),
+            limit: OnceLock::new(),
             inbox: Mutex::default(),
             arrived: Notify::new(),
         })
@@ -158,7 +162,8 @@ impl Channel {
         let Ok(permit) = self.permits.clone().acquire_many_owned(cost).await else {
             return Err(self.reason());
         };
-        let message = |share| Outgoing::session(kind, [head, tail], share, permit);
+        let limit = self.limit.get().cloned();
+        let message = |share| Outgoing::session(kind, [head, tail], share, permit, limit);
         let queued = match &self.way {
             Way::One(place) => place.outbox.push(place.id, message(Some(place.share.clone()))),
             Way::Bundle(bundle) => bundle.push(message(None)),
@@ -221,6 +226,11 @@ pub struct SessionChannel {
 impl SessionChannel {
     pub(super) fn new(channel: Arc<Channel>) -> Self {
         Self { open: Arc::new(Open { channel }) }
+    }
+
+    /// Bounds what this side sends on it, in bits a second of frames; once.
+    pub fn limit_rate(&self, job: &str, rate_bps: u64) {
+        let _ = self.open.channel.limit.set(SharedBucket::new(job, rate_bps));
     }
 
     /// The two directions. The channel closes when all handles are gone.

@@ -35,6 +35,7 @@ pub fn dial_options(peer: PeerId, addresses: Vec<Multiaddr>) -> DialOpts {
 impl Driver {
     pub(super) fn on_tick(&mut self, now: Instant) {
         self.tend_links(now);
+        self.tend_throttling(now);
         let connected: HashSet<PeerId> = self
             .connections
             .values()

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use jiff::tz::TimeZone;
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::ConnectedPoint;
 use libp2p::multiaddr::Protocol;
@@ -29,9 +30,11 @@ use super::gate::Gate;
 use super::link::{self, Context, Link};
 use super::state::{Links, Shared};
 use super::stream::Hello;
+use super::throttling::Throttling;
 use super::transport::Sockets;
 use super::{CONTROL_PROTOCOL, DATA_PROTOCOL, Incoming, PAIR_PROTOCOL, pair};
 use crate::limits::PEERS_MAX;
+use crate::throttle::{Rule, SharedBucket};
 
 /// Connections that have not finished their handshake.
 const PENDING_MAX: u32 = 64;
@@ -64,6 +67,8 @@ pub enum Order {
     PeersChanged,
     /// Bits a second for all connections together.
     SetRate(Option<u64>),
+    /// Other throttling rules; answers when they act.
+    SetRules { rules: Vec<Rule>, done: oneshot::Sender<()> },
 }
 
 /// The answer to [`Order::Join`].
@@ -108,6 +113,8 @@ pub struct Parts {
     pub site: String,
     /// Bits a second for all connections together.
     pub rate_bps: Option<u64>,
+    /// Throttling rules.
+    pub throttle: Vec<Rule>,
     /// Most connections to one peer that carry sessions.
     pub connections: usize,
     /// Every task of the wire.
@@ -127,8 +134,10 @@ pub(super) struct Connection {
     pub(super) remote: Multiaddr,
     /// Since when its link carries no channel; none while it does.
     pub(super) idle_since: Option<Instant>,
-    /// The rate it was given last.
-    pub(super) share: Option<Option<u64>>,
+    /// What bounds it.
+    pub(super) limits: Vec<Arc<SharedBucket>>,
+    /// Bytes that its kernel sent again, as far as the rules know of them.
+    pub(super) retransmitted: u64,
 }
 
 /// See the module.
@@ -138,14 +147,17 @@ pub struct Driver {
     pub(super) dials: HashMap<PeerId, Dial>,
     pub(super) bundles: HashMap<PeerId, Arc<Bundles>>,
     pub(super) growth: HashMap<PeerId, Growth>,
+    pub(super) throttling: Throttling,
     joins: HashMap<ConnectionId, JoinReply>,
     pairings: Arc<AtomicUsize>,
 }
 
 impl Driver {
     /// Nothing runs yet.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(mut parts: Parts) -> Self {
+        let rules = std::mem::take(&mut parts.throttle);
         Self {
+            throttling: Throttling::new(rules, parts.rate_bps, TimeZone::system()),
             parts,
             connections: HashMap::new(),
             dials: HashMap::new(),
@@ -250,9 +262,10 @@ impl Driver {
             }
             Order::Cut { peer } => self.cut(peer),
             Order::PeersChanged => self.on_tick(Instant::now()),
-            Order::SetRate(rate) => {
-                self.parts.rate_bps = rate;
-                self.share_rate();
+            Order::SetRate(rate) => self.change_throttling(None, Some(rate)),
+            Order::SetRules { rules, done } => {
+                self.change_throttling(Some(rules), None);
+                let _ = done.send(());
             }
         }
     }
@@ -292,10 +305,13 @@ impl Driver {
             started: start,
             remote: without_peer(remote),
             idle_since: None,
-            share: None,
+            limits: Vec::new(),
+            retransmitted: 0,
         };
         self.connections.insert(id, known);
-        self.share_rate();
+        self.limit(id, true);
+        // Nobody knew whose handshake it was.
+        context.counters.valve.charge(context.counters.valve.written(), Instant::now());
         if let Some(reply) = join {
             let _ = reply.send(Ok((id, without_peer(remote))));
         } else if start {
@@ -356,7 +372,6 @@ impl Driver {
                 }
             }
         }
-        self.share_rate();
         if connection.started {
             tracing::debug!(%peer, why = %context.reason(), was_up, "connection closed");
             if context.dialled

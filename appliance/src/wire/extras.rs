@@ -1,5 +1,5 @@
-//! Several connections to one peer: opening and closing them, letting bundles use them, and sharing the
-//! rate among them. The part of the swarm task that looks at links as they are used.
+//! Several connections to one peer: opening and closing them, and letting bundles use them. The part of the
+//! swarm task that looks at links as they are used.
 //!
 //! [`super::spread`] decides how many are wanted; the side that dialled opens them, on its own account
 //! or because the other side asks. Owns nothing: it is a part of [`Driver`]. Bounds: `LINKS_MAX` links
@@ -31,8 +31,6 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// keeps 1.4 to 2 times the minimum on a line whose queue holds one round trip.
 const QUEUE_FACTOR: f64 = 1.4;
 const QUEUE_SLACK: Duration = Duration::from_millis(2);
-/// Part of the rate that all idle connections together may use until the next look.
-const IDLE_PART: u64 = 16;
 
 /// How a peer's links develop.
 pub(super) struct Growth {
@@ -72,7 +70,6 @@ impl Driver {
         for list in links.values().filter(|list| list.len() > 1) {
             self.close_idle(list, now);
         }
-        self.share_rate();
     }
 
     /// Sessions that may run over several links use all that are up.
@@ -89,7 +86,7 @@ impl Driver {
         if !list.iter().all(|link| link.can_bundle()) {
             return;
         }
-        let seen = observe(list, self.parts.rate_bps);
+        let seen = observe(list);
         let growth = self.growth.entry(peer).or_insert_with(|| Growth::new(&seen, now));
         let wanted = growth.spread.apply(&seen, now);
         let wanted = if seen.waits { wanted } else { 0 };
@@ -161,36 +158,10 @@ impl Driver {
             }
         }
     }
-
-    /// The rate is split evenly among the connections that carry sessions.
-    pub(super) fn share_rate(&mut self) {
-        let used: HashSet<ConnectionId> = {
-            let links = self.parts.links.borrow();
-            let used = links.values().flatten().filter(|link| link.is_used());
-            used.map(|link| link.context.connection).collect()
-        };
-        let paired = self.connections.values().filter(|connection| connection.paired).count();
-        let [busy, idle] = shares(self.parts.rate_bps, used.len(), paired.saturating_sub(used.len()));
-        self.parts.sockets.set_rate(idle);
-        for (id, connection) in self.connections.iter_mut().filter(|(_, connection)| connection.paired) {
-            let share = if used.contains(id) { busy } else { idle };
-            if connection.share != Some(share) {
-                connection.share = Some(share);
-                connection.context.counters.set_rate(share);
-            }
-        }
-    }
 }
 
-/// What each busy and each idle connection gets.
-fn shares(rate: Option<u64>, busy: usize, idle: usize) -> [Option<u64>; 2] {
-    let part = |rate: u64, count: usize| (rate / count.max(1) as u64).max(8);
-    // The idle ones' part is not taken from the others': it is for heartbeats and a quick start.
-    let idle_rate = |rate: u64| if busy == 0 { rate } else { rate / IDLE_PART };
-    [rate.map(|rate| part(rate, busy)), rate.map(|rate| part(idle_rate(rate), idle))]
-}
-
-fn observe(list: &[Arc<Link>], rate_bps: Option<u64>) -> Observed {
+fn observe(list: &[Arc<Link>]) -> Observed {
+    let rate_bps = list.iter().filter_map(|link| link.context.counters.valve.limit_bps()).min();
     let mut seen = Observed { links: list.len(), loss_based: true, rate_bps, ..Observed::default() };
     let mut queueing = 0;
     for link in list {
@@ -204,21 +175,4 @@ fn observe(list: &[Arc<Link>], rate_bps: Option<u64>) -> Observed {
     }
     seen.queueing = 2 * queueing > list.len();
     seen
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_rate_is_shared_by_those_that_carry_something() {
-        assert_eq!(shares(None, 3, 2), [None, None]);
-        assert_eq!(shares(Some(6_000_000), 0, 3), [Some(6_000_000), Some(2_000_000)]);
-        for (busy, idle) in [(1, 0), (1, 5), (6, 0), (4, 4)] {
-            let [each, resting] = shares(Some(16_000_000), busy, idle);
-            let sum = each.unwrap() * busy as u64;
-            assert!(sum <= 16_000_000 && sum + 16 > 16_000_000, "{sum}");
-            assert!(resting.unwrap() * idle as u64 <= 1_000_000);
-        }
-    }
 }

@@ -30,6 +30,7 @@ use super::{Incoming, PAIR_PROTOCOL, SessionChannel, WireError, blocking, pair};
 use crate::block::{DomainKey, DomainTag};
 use crate::error::Problem;
 use crate::limits::{INVITATION_DEFAULT, INVITATION_MAX};
+use crate::throttle::Rule;
 
 /// `open_session` and `request` wait this long for a link.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
@@ -73,6 +74,8 @@ pub struct WireConfig {
     pub connections: usize,
     /// Bits a second on the wire for all connections together.
     pub rate_bps: Option<u64>,
+    /// Throttling rules, in force from the first connection on.
+    pub throttle: Vec<Rule>,
     /// Multiaddrs that codes carry before those of the listeners: a public name, a forwarded port.
     pub advertise: Vec<String>,
 }
@@ -109,7 +112,6 @@ impl Wire {
         let advertise = config.advertise.iter().map(|a| parse(a)).collect::<Result<_, _>>()?;
         let gate = Arc::new(Gate { book: Arc::new(book), invitations: Invitations::default() });
         let sockets = Arc::new(Sockets::new(config.bbr));
-        sockets.set_rate(config.rate_bps);
         let transport = transport::build(&key, sockets.clone())
             .map_err(|error| Problem::new("internal", "start the wire", error.to_string(), "report this"))?;
         let settings = swarm::Config::with_tokio_executor()
@@ -134,6 +136,7 @@ impl Wire {
             orders: orders.clone(),
             site: site.clone(),
             rate_bps: config.rate_bps,
+            throttle: config.throttle,
             connections: config.connections,
             tracker: tracker.clone(),
             cancel,
@@ -304,6 +307,14 @@ impl Wire {
     /// Bounds the rate of all connections together, at once; none lifts the bound.
     pub async fn set_rate(&self, rate_bps: Option<u64>) {
         self.order(Order::SetRate(rate_bps)).await;
+    }
+
+    /// Other throttling rules; they act when this returns.
+    pub async fn set_throttle(&self, rules: Vec<Rule>) {
+        let (done, acts) = oneshot::channel();
+        self.order(Order::SetRules { rules, done }).await;
+        // It fails only while vbrd stops.
+        let _ = acts.await;
     }
 
     /// Opens a session's channel; waits up to 10 s for a link.

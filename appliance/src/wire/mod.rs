@@ -110,8 +110,11 @@
 //!
 //! Several connections between two peers also come about by themselves (both dialled, or one is dead
 //! without knowing): new sessions take the newest link that the peer with the smaller identity
-//! dialled, extra ones last; the others are closed by their dialler once idle. The bound of the rate is
-//! shared by the connections that carry sessions.
+//! dialled, extra ones last; the others are closed by their dialler once idle.
+//!
+//! Throttling rules and `wire.rate` bound what goes to the sockets ([`crate::throttle`], `valve`): one bucket a rule,
+//! shared by the connections that it bounds. Over QUIC they bound frames, with a guess of what is around them.
+//! A job's own rate bounds its session's frames in the scheduler.
 //!
 //! # Pairing
 //!
@@ -168,7 +171,9 @@ mod spread;
 mod start;
 mod state;
 pub mod stream;
+mod throttling;
 mod transport;
+mod valve;
 mod view;
 
 #[cfg(test)]

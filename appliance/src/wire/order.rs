@@ -10,6 +10,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
@@ -71,13 +72,30 @@ impl PieceQueue {
         self.waiting().messages.is_empty()
     }
 
-    /// Appends the next piece as a frame of `channel`; answers its bytes. None where nothing waits.
-    pub fn take(&self, channel: u32, sequence: u32, out: &mut BytesMut) -> Option<usize> {
+    /// Until when the session's own rate holds back what waits; none where it may go.
+    pub fn held_until(&self, now: Instant) -> Option<Instant> {
+        self.waiting().messages.front()?.held_until(now)
+    }
+
+    /// Appends the next piece as a frame of `channel`, with at most `most` bytes of the message; answers its bytes.
+    /// None where nothing may go.
+    pub fn take(
+        &self,
+        channel: u32,
+        sequence: u32,
+        now: Instant,
+        most: usize,
+        out: &mut BytesMut,
+    ) -> Option<usize> {
         let mut waiting = self.waiting();
         let number = waiting.next;
-        let most = if self.is_shared() { PIECE_BYTES } else { FRAGMENT_BYTES };
+        let most = if self.is_shared() { PIECE_BYTES } else { FRAGMENT_BYTES }.min(most);
         let message = waiting.messages.front_mut()?;
-        let inner = message.next_header(0, number, most);
+        if message.held_until(now).is_some() {
+            return None;
+        }
+        let inner = message.next_header(0, number, message.frame_bytes(most));
+        message.book(2 * HEADER_BYTES + inner.length as usize, now);
         let length = HEADER_BYTES as u32 + inner.length;
         let outer = Header { kind: kind::PIECE, flags: FLAG_FIRST, channel, sequence, length, total: length };
         out.reserve(HEADER_BYTES + length as usize);
@@ -199,7 +217,9 @@ mod tests {
         loop {
             let mut frame = BytesMut::new();
             let channel = takers.next().copied().unwrap_or(1);
-            let Some(cost) = queue.take(channel, 77, &mut frame) else { return out };
+            let Some(cost) = queue.take(channel, 77, Instant::now(), FRAGMENT_BYTES, &mut frame) else {
+                return out;
+            };
             assert_eq!(cost, frame.len());
             let header = Header::decode(&frame[..HEADER_BYTES].try_into().unwrap()).unwrap();
             assert_eq!((header.kind, header.channel, header.sequence), (kind::PIECE, channel, 77));
@@ -218,8 +238,8 @@ mod tests {
         queue.push(Outgoing::control(38, Bytes::from_static(b"seal")));
         queue.push(Outgoing::control(kind::CHANNEL_CLOSE, Bytes::new()));
         let mut out = BytesMut::new();
-        queue.take(3, 5, &mut out);
-        queue.take(4, 6, &mut out);
+        queue.take(3, 5, Instant::now(), FRAGMENT_BYTES, &mut out);
+        queue.take(4, 6, Instant::now(), FRAGMENT_BYTES, &mut out);
         let golden = concat!(
             "0c010100000000030000000500000018000000182601010000000000000000000000000400000004",
             "7365616c",

@@ -6,10 +6,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use socket2::SockRef;
+
+use super::valve::Valve;
 
 /// What the kernel says of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +51,8 @@ pub struct Probe {
     pub remote: SocketAddr,
     /// True where we dialled.
     pub dialled: bool,
+    /// What holds back the bytes that go to it.
+    pub valve: Arc<Valve>,
     congestion: OnceLock<String>,
 }
 
@@ -60,7 +64,8 @@ impl Probe {
             let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
             let _ = congestion.set(String::from_utf8_lossy(&name[..end]).into_owned());
         }
-        Self { socket: Mutex::new(Some(socket)), last: Mutex::default(), remote, dialled, congestion }
+        let (socket, valve) = (Mutex::new(Some(socket)), Arc::default());
+        Self { socket, last: Mutex::default(), remote, dialled, valve, congestion }
     }
 
     /// The figures now, or the last ones of a socket that is closed.
@@ -107,7 +112,7 @@ impl Probe {
 }
 
 /// `SO_MAX_PACING_RATE`, in bits a second; none lifts it.
-pub fn set_pacing(socket: &OwnedFd, bits_per_second: Option<u64>) -> io::Result<()> {
+fn set_pacing(socket: &OwnedFd, bits_per_second: Option<u64>) -> io::Result<()> {
     let rate: u64 = bits_per_second.map_or(u64::MAX, |bits| (bits / 8).max(1));
     // SAFETY: the descriptor is open for the call, and the option's value is eight bytes that the
     // kernel only reads.

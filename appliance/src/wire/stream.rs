@@ -14,10 +14,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::accounting::{ConnectionCounters, Share};
-use super::frame::{FLAG_FIRST, FRAGMENT_BYTES, FrameError, HEADER_BYTES, Header, kind};
+use super::frame::{FLAG_FIRST, FrameError, HEADER_BYTES, Header, kind};
 use super::message::{pack, unpack};
 use super::order::PieceQueue;
-use super::scheduler::{Outgoing, Scheduler};
+use super::scheduler::{Outgoing, Scheduler, frame_bytes};
 
 /// Messages that may wait on a stream without a permit: heartbeats, answers, closes. A peer that
 /// causes more and does not read them loses the link.
@@ -26,6 +26,8 @@ pub const CONTROL_QUEUED_MAX: usize = 1024;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often that is looked at: the kernel does not say when it is so.
 const UNSENT_POLL: Duration = Duration::from_millis(2);
+/// A bound may be lifted while something waits for it.
+const BACKLOG_POLL_MAX: Duration = Duration::from_millis(50);
 /// Longest Hello.
 const HELLO_BYTES_MAX: usize = 1024;
 
@@ -244,9 +246,15 @@ impl Outbox {
         counters: &ConnectionCounters,
     ) -> Result<(), StreamError> {
         let mut out = BytesMut::new();
-        let mut handed = 0;
+        let (mut handed, mut limited_handed) = (0, 0u64);
         loop {
             out.clear();
+            let limit = counters.valve.limit_bps();
+            let most = frame_bytes(limit);
+            if let Some(wait) = limit.and_then(|rate| backlog(limited_handed, counters, rate, most as u64)) {
+                tokio::time::sleep(wait).await;
+                continue;
+            }
             // What this connection has not sent yet would hold up the others: a piece goes where it
             // goes at once.
             let shares = self.core().scheduler.shares_pieces();
@@ -254,13 +262,14 @@ impl Outbox {
                 tokio::time::sleep(UNSENT_POLL).await;
                 continue;
             }
-            self.gather(&mut out, if shares { 1 } else { FRAGMENT_BYTES })?;
+            self.gather(&mut out, if shares { 1 } else { most }, most)?;
             handed = counters.taken() + out.len() as u64;
             if out.is_empty() {
                 io.flush().await?;
-                self.ready.notified().await;
+                self.wait().await;
                 continue;
             }
+            limited_handed = limited_handed.max(counters.valve.written()) + out.len() as u64;
             counters.add_sent(out.len() as u64);
             io.write_all(&out).await?;
             let pause = counters.pause(out.len() as u64, Instant::now());
@@ -271,17 +280,40 @@ impl Outbox {
         }
     }
 
-    fn gather(&self, out: &mut BytesMut, enough: usize) -> Result<(), StreamError> {
+    /// Until something is queued, or what a session's own rate holds back may go.
+    async fn wait(&self) {
+        let due = self.core().scheduler.next_due();
+        match due {
+            None => self.ready.notified().await,
+            Some(due) => tokio::select! {
+                () = self.ready.notified() => {}
+                () = tokio::time::sleep_until(due.into()) => {}
+            },
+        }
+    }
+
+    fn gather(&self, out: &mut BytesMut, enough: usize, most: usize) -> Result<(), StreamError> {
         let mut core = self.core();
         if core.dead {
             let clogged = core.scheduler.control_queued() > CONTROL_QUEUED_MAX;
             return Err(if clogged { StreamError::Clogged } else { StreamError::Closed });
         }
-        while out.len() < enough && core.scheduler.next_frame(out) {}
+        let now = Instant::now();
+        while out.len() < enough && core.scheduler.next_frame(now, most, out) {}
         Ok(())
     }
 
     fn core(&self) -> std::sync::MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How long to wait before more is handed on, where a rule bounds the connection: what lies between here and the socket
+/// goes before any control that comes. None: now.
+fn backlog(handed: u64, counters: &ConnectionCounters, rate_bps: u64, most: u64) -> Option<Duration> {
+    // Over QUIC nobody sees what went.
+    counters.probe.as_ref()?;
+    let over = handed.saturating_sub(counters.valve.written()).checked_sub(most).filter(|over| *over > 0)?;
+    let wait = Duration::from_secs_f64(over as f64 * 8.0 / rate_bps.max(1) as f64);
+    Some(wait.clamp(UNSENT_POLL, BACKLOG_POLL_MAX))
 }

@@ -38,6 +38,7 @@ fn config(dir: &Path, name: &str, listen: &str) -> WireConfig {
         bbr: true,
         connections: LINKS_MAX,
         rate_bps: None,
+        throttle: Vec::new(),
         advertise: Vec::new(),
     }
 }

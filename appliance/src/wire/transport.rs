@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 
@@ -20,7 +20,8 @@ use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId, Transport, noise, quic, tcp, yamux};
 use socket2::SockRef;
 
-use super::probe::{Probe, set_pacing};
+use super::probe::Probe;
+use super::valve::Turn;
 use crate::limits::TCP_USER_TIMEOUT;
 
 /// Bytes that may wait unsent in the kernel: more only delays control (818 ms to 262 ms, measured).
@@ -28,12 +29,11 @@ const NOTSENT_LOWAT: u32 = 128 * 1024;
 /// Streams of one connection: one control, two data, one pairing, and room for those closing.
 const STREAMS_MAX: usize = 16;
 
-/// Sockets whose connection the swarm has not announced yet, and the rate that new ones get.
+/// Sockets whose connection the swarm has not announced yet.
 #[derive(Debug, Default)]
 pub struct Sockets {
     system: bool,
     fresh: Mutex<Vec<Weak<Probe>>>,
-    rate_bps: AtomicU64,
     warned: AtomicBool,
 }
 
@@ -41,11 +41,6 @@ impl Sockets {
     /// With BBR where the kernel has it, or with the system's congestion control.
     pub fn new(bbr: bool) -> Self {
         Self { system: !bbr, ..Self::default() }
-    }
-
-    /// Bits a second for new sockets; none: no bound.
-    pub fn set_rate(&self, rate_bps: Option<u64>) {
-        self.rate_bps.store(rate_bps.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// The probe of the connection that the swarm just announced.
@@ -67,7 +62,8 @@ impl Sockets {
             fresh.retain(|probe| probe.strong_count() > 0);
             fresh.push(Arc::downgrade(probe));
         }
-        Metered { stream, probe }
+        let turn = probe.as_ref().map(|probe| Turn::new(probe.valve.clone()));
+        Metered { stream, probe, turn }
     }
 
     fn tune(&self, stream: &tcp::tokio::TcpStream, dialled: bool) -> Option<Arc<Probe>> {
@@ -91,12 +87,6 @@ impl Sockets {
         }
         let remote = stream.0.peer_addr().ok()?;
         let copy = stream.0.as_fd().try_clone_to_owned().ok()?;
-        let rate = self.rate_bps.load(Ordering::Relaxed);
-        if rate > 0
-            && let Err(error) = set_pacing(&copy, Some(rate))
-        {
-            tracing::warn!(%error, "the kernel refused the rate limit of a connection");
-        }
         Some(Arc::new(Probe::new(copy, remote, dialled)))
     }
 }
@@ -147,6 +137,15 @@ pub fn socket_addr(address: &Multiaddr) -> Option<std::net::SocketAddr> {
     None
 }
 
+/// The IP address that a multiaddr names.
+pub fn ip_addr(address: &Multiaddr) -> Option<std::net::IpAddr> {
+    address.iter().find_map(|part| match part {
+        Protocol::Ip4(v4) => Some(v4.into()),
+        Protocol::Ip6(v6) => Some(v6.into()),
+        _ => None,
+    })
+}
+
 /// Replaces DNS names by what the system's resolver says; at most eight addresses a name.
 pub async fn resolve(addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
     let mut out = Vec::new();
@@ -181,10 +180,12 @@ fn with_ip(part: Protocol<'_>, ip: std::net::IpAddr) -> Protocol<'_> {
     }
 }
 
-/// A TCP stream whose probe is let go when it closes.
+/// A TCP stream whose probe is let go when it closes, and whose bytes wait for their turn where rules bound them.
 struct Metered {
     stream: tcp::tokio::TcpStream,
     probe: Option<Arc<Probe>>,
+    /// None without a probe.
+    turn: Option<Turn>,
 }
 
 impl Drop for Metered {
@@ -203,7 +204,12 @@ impl AsyncRead for Metered {
 
 impl AsyncWrite for Metered {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let this = &mut *self;
+        let stream = &mut this.stream;
+        match &mut this.turn {
+            Some(turn) => turn.poll_write(cx, buf, |cx, part| Pin::new(stream).poll_write(cx, part)),
+            None => Pin::new(stream).poll_write(cx, buf),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -225,6 +231,7 @@ mod tests {
         assert_eq!(as_quic(&tcp).to_string(), "/ip4/127.0.0.1/udp/7300/quic-v1");
         assert_eq!(socket_addr(&tcp), Some("127.0.0.1:7300".parse().unwrap()));
         assert_eq!(socket_addr(&as_quic(&tcp)), None);
+        assert_eq!(ip_addr(&as_quic(&tcp)), Some("127.0.0.1".parse().unwrap()));
     }
 
     #[tokio::test]

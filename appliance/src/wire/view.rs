@@ -1,11 +1,14 @@
 //! What operators see: this site's addresses and each peer's figures. Reads only.
 
+use std::sync::Arc;
+
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
-use vbr_api::Peer;
+use vbr_api::{Peer, ThrottledPeer};
 
 use super::dialling::preferred;
 use super::handle::Wire;
+use super::link::Link;
 use super::peers::Entry;
 
 impl Wire {
@@ -29,6 +32,18 @@ impl Wire {
             out.insert(7, loopback);
         }
         out
+    }
+
+    /// What throttling comes to for each connected peer, in order of name.
+    pub fn throttled(&self) -> Vec<ThrottledPeer> {
+        let links = self.inner.links.borrow().clone();
+        let entries = self.inner.gate.book.entries();
+        let connected = entries.iter().filter_map(|(peer, entry)| Some((entry, links.get(peer)?)));
+        let view = |(entry, links): (&Entry, &Vec<Arc<Link>>)| {
+            let (limit_bps, rule) = lowest(links).unzip();
+            ThrottledPeer { peer: entry.name.clone(), limit_bps, rule }
+        };
+        connected.filter(|(entry, _)| !entry.revoked).map(view).collect()
     }
 
     /// A peer as operators see it.
@@ -60,6 +75,7 @@ impl Wire {
             control_rtt_ms: control.iter().map(|(last, _)| last.as_millis() as u64).max(),
             control_rtt_max_ms: control.iter().map(|(_, max)| max.as_millis() as u64).max(),
             links: link.as_ref().map_or(0, |_| links.len() as u32),
+            limit_bps: lowest(&links).filter(|_| link.is_some()).map(|(rate, _)| rate),
             sent_wire: total.sent,
             received_wire: total.received,
             domain: entry.domain.clone(),
@@ -71,6 +87,11 @@ impl Wire {
             last_error: revoked.or(state.last_error.filter(|_| link.is_none())),
         }
     }
+}
+
+/// The lowest bound of a peer's links, and the rule that it comes from.
+fn lowest(links: &[Arc<Link>]) -> Option<(u64, String)> {
+    links.iter().filter_map(|link| link.context.counters.valve.limit()).min()
 }
 
 /// Other machines' view first: IPv4, IPv6, then loopback.

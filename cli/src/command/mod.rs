@@ -13,6 +13,7 @@ pub mod repository;
 pub mod restore_point;
 pub mod session;
 pub mod status;
+pub mod throttle;
 pub mod vm;
 
 use clap::Args;
@@ -34,6 +35,7 @@ pub async fn run(context: &Context, noun: Noun) -> Result<Exit, Failure> {
         Noun::Repository(command) => command.run(context).await,
         Noun::Replica(command) => command.run(context).await,
         Noun::RestorePoint(command) => command.run(context).await,
+        Noun::Throttle(command) => command.run(context).await,
         Noun::Cache(command) => command.run(context).await,
         Noun::Check(command) => command.run(context).await,
         Noun::Config(command) => command.run(context).await,

@@ -214,6 +214,7 @@ fn facts(peer: &Peer, view: &View) -> String {
             "Control",
             peer.control_rtt_ms.map(|ms| format!("{ms} ms there and back, beside what the link carries")),
         )
+        .add_some("Limit", peer.limit_bps.map(|rate| format!("{} (vbrctl throttle list)", human::rate(rate))))
         .add_some("Connections", (peer.links > 1).then(|| peer.links.to_string()))
         .add("Sent", format!("{} on the wire since vbrd started", human::size(peer.sent_wire)))
         .add("Received", human::size(peer.received_wire))

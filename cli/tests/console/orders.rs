@@ -59,8 +59,27 @@ pub fn healthy(request: &Request) -> Answer {
         "GET /v1/jobs/busy" => error(503, "draining"),
         "GET /v1/jobs/silent" => Answer::HangUp,
         "GET /v1/jobs/odd" => ok("no JSON"),
+        "GET /v1/throttle" => ok(throttles()),
+        "POST /v1/throttle" if request.body.contains("\"office\"") => Answer::Json(201, rule("office", true)),
+        "POST /v1/throttle" => ok(rule("night", false)),
+        "DELETE /v1/throttle/office" => ok(r#"{"schema":1,"removed":["office"]}"#),
+        "DELETE /v1/throttle" => ok(r#"{"schema":1,"removed":["office","night"]}"#),
         _ => error(404, "not_found"),
     }
+}
+
+fn rule(name: &str, in_force: bool) -> String {
+    format!(
+        r#"{{"schema":1,"name":"{name}","rate_bps":5000000,"network":"10.1.0.0/16","days":"Mon..Fri","hours":"08:00-18:00","in_force":{in_force},"changes_at":"2099-01-01T00:00:00Z"}}"#
+    )
+}
+
+fn throttles() -> String {
+    format!(
+        r#"{{"schema":1,"items":[{},{}],"peers":[{{"peer":"dr","limit_bps":5000000,"rule":"office"}},{{"peer":"hq","limit_bps":null,"rule":null}}]}}"#,
+        rule("office", true),
+        rule("night", false)
+    )
 }
 
 fn repository() -> String {
@@ -110,6 +129,13 @@ fn usage_errors_are_two_in_both_forms() {
         &["job", "create", "web", "--disk", "/a,size=3", "--target", "dr"][..],
         &["job", "create", "web", "--disk", "/a", "--target", "dr", "--every", "often"],
         &["job", "create", "web", "--disk", "/a", "--vm", "local/x", "--target", "dr"],
+        &["job", "create", "web", "--disk", "/a", "--target", "dr", "--rate", "8MB"],
+        &["throttle", "set", "office"],
+        &["throttle", "set", "office", "--rate", "0Mbit"],
+        &["throttle", "set", "Office", "--rate", "8Mbit"],
+        &["throttle", "set", "office", "--rate", "8Mbit", "--peer", "dr", "--network", "10.0.0.0/8"],
+        &["throttle", "clear"],
+        &["throttle", "clear", "office", "--all"],
         &["job", "run", "web", "--timeout", "5"],
         &["job", "run", "web", "--timeout", "5m"],
         &["job", "create", "web", "--disk", "/a", "--target", "dr", "--keep-daily", "0"],
@@ -295,6 +321,33 @@ fn forms_of_a_list() {
     assert!(!narrow.contains('\x1b'));
     let all = fake.run(&["restore-point", "list", "-o", "json"]);
     assert_eq!(all.json()["items"][0]["id"], "20261122t190042z-3fa2");
+}
+
+#[test]
+fn throttling_rules_are_set_listed_and_cleared() {
+    let fake = Fake::start(healthy);
+    let run =
+        fake.run(&["throttle", "set", "office", "--rate", "5Mbit", "--peer", "dr", "--days", "Mon..Fri"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "rule office set: 5.0 Mbit/s\n"), "{run:?}");
+    let body: serde_json::Value = serde_json::from_str(&fake.seen.lock().unwrap()[0].body).unwrap();
+    assert_eq!(
+        body,
+        serde_json::json!({"name": "office", "rate_bps": 5_000_000, "peer": "dr", "days": "Mon..Fri"})
+    );
+    let run = fake.run(&["throttle", "set", "night", "--rate", "5Mbit"]);
+    assert_eq!(run.out, "rule night replaced: 5.0 Mbit/s, not in force now\n");
+    let run = fake.run(&["throttle", "list"]);
+    for word in ["office", "5.0 Mbit/s", "network 10.1.0.0/16", "in force", "waits", "Connected peers", "hq"]
+    {
+        assert!(run.out.contains(word), "{word}: {run:?}");
+    }
+    let run = fake.run(&["throttle", "list", "-o", "json"]);
+    assert_eq!(run.json()["items"][0]["rate_bps"], 5_000_000);
+    assert_eq!(run.json()["peers"][0]["limit_bps"], 5_000_000);
+    assert_eq!(fake.run(&["throttle", "list", "-o", "jsonl"]).out.lines().count(), 2);
+    assert_eq!(fake.run(&["throttle", "clear", "office"]).out, "rule office cleared\n");
+    assert_eq!(fake.run(&["throttle", "clear", "--all", "-o", "json"]).json()["removed"][1], "night");
+    assert_eq!(fake.run(&["throttle", "clear", "other"]).code, 5);
 }
 
 #[test]

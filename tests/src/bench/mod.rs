@@ -20,6 +20,7 @@ pub mod record;
 mod resume;
 mod sequence;
 mod speed;
+mod throttle;
 pub mod tools;
 mod wall;
 
@@ -102,7 +103,7 @@ impl Effort {
 type Measure = fn(&Effort) -> Result<Vec<Figure>>;
 
 /// Names of the subsets, in the order in which they run.
-pub const SUBSETS: [(&str, Measure); 20] = [
+pub const SUBSETS: [(&str, Measure); 21] = [
     ("unchanged", speed::unchanged),
     ("cold", speed::cold),
     ("link", link::full_link),
@@ -110,6 +111,7 @@ pub const SUBSETS: [(&str, Measure); 20] = [
     ("latency", latency::latency),
     ("accounting", accounting::accounting),
     ("fair", fair::fair),
+    ("throttle", throttle::throttle),
     ("resume", resume::resent),
     ("incompressible", bytes::incompressible),
     ("rss", memory::peaks),

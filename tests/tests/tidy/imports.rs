@@ -15,6 +15,7 @@ const LEAVES: &[&str] = &[
     "nbd",
     "schedule",
     "telemetry",
+    "throttle",
 ];
 
 /// What else a module may use. `wire::message` are the frames alone: types and their encoding.

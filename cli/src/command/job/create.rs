@@ -23,6 +23,7 @@ Example:
   vbrctl job create shop --vm local/shop --exclude /srv/vm/swap.img --target dr
   vbrctl job create crm --disk /srv/vm/crm.img --target dr --every 15m --window 'Mon..Fri 18:00-07:00'
   vbrctl job create erp --disk /srv/vm/erp.img --target dr --keep 24 --keep-daily 7 --keep-weekly 4 --keep-monthly 12
+  vbrctl job create bulk --disk /srv/vm/bulk.img --target dr --rate 8Mbit
   vbrctl job create log --disk /srv/vm/log.img --target dr --at 'Mon..Fri 02:00'
   vbrctl job create --from web.toml";
 
@@ -51,6 +52,10 @@ pub struct Arguments {
     /// [default: keep]
     #[arg(long, value_name = "keep|auto", value_parser = free_space)]
     free_space: Option<FreeSpace>,
+    /// Most that its sessions may send, in bits a second: 800kbit, 8Mbit. Throttling rules hold beside it, the lowest
+    /// wins [default: no limit of its own]
+    #[arg(long, value_name = "RATE", value_parser = crate::human::parse_rate)]
+    rate: Option<u64>,
     /// Run by itself, from start to start: 15m, 1h, 1d. A job that missed its time runs once when it can
     #[arg(long, value_name = "SPAN", value_parser = crate::human::parse_span, conflicts_with_all = ["at", "after", "continuous"])]
     every: Option<Duration>,
@@ -126,6 +131,10 @@ impl Arguments {
                 Schedule { every_ms, at, after, continuous, window: None }
             }
         };
+        let rate_bps = match (self.rate, file.rate.as_deref()) {
+            (None, Some(text)) => Some(rate(text)?),
+            (given, _) => given,
+        };
         let schedule = Schedule { window: self.window.or(file.window), ..schedule };
         let disks = disks.into_iter().map(|disk| Ok(DiskSpec { path: absolute(&disk.path)?, ..disk }));
         let spec = JobSpec {
@@ -136,6 +145,7 @@ impl Arguments {
             keep,
             keep_calendar,
             free_space: self.free_space.or(file.free_space).unwrap_or_default(),
+            rate_bps,
             schedule,
             enabled: file.enabled.unwrap_or(true),
         };
@@ -149,6 +159,12 @@ fn every(text: &str) -> Result<u64, Failure> {
     let wrong = |why| Failure::usage("The job's interval cannot be read", why, "say every = \"15m\"");
     let span = crate::human::parse_span(text).map_err(wrong)?;
     Ok(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// `rate` of a file.
+fn rate(text: &str) -> Result<u64, Failure> {
+    let wrong = |why| Failure::usage("The job's rate cannot be read", why, "say rate = \"8Mbit\"");
+    crate::human::parse_rate(text).map_err(wrong)
 }
 
 fn free_space(text: &str) -> Result<FreeSpace, String> {
@@ -356,6 +372,18 @@ mod tests {
         let after = with(&[&from[..], &["--after", "db"]].concat());
         assert_eq!((after.every_ms, after.after.as_deref()), (None, Some("db")));
         assert_eq!(after.window.as_deref(), Some("20:00-06:00"));
+    }
+
+    #[test]
+    fn rates() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("job.toml");
+        fs::write(&file, "name = \"web\"\ntarget = \"dr\"\nvm = \"local/web\"\nrate = \"8Mbit\"\n").unwrap();
+        let from = file.to_str().unwrap();
+        assert_eq!(arguments(&["--from", from]).unwrap().rate_bps, Some(8_000_000));
+        assert_eq!(arguments(&["--from", from, "--rate", "2Mbit"]).unwrap().rate_bps, Some(2_000_000));
+        fs::write(&file, "name = \"web\"\ntarget = \"dr\"\nvm = \"local/web\"\nrate = \"fast\"\n").unwrap();
+        assert_eq!(arguments(&["--from", from]).unwrap_err().exit, Exit::Usage);
     }
 
     #[test]

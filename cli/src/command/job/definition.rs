@@ -37,6 +37,9 @@ pub struct Definition {
     pub keep_yearly: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub free_space: Option<FreeSpace>,
+    /// Bits a second: `8Mbit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<String>,
     /// A span of time: `15m`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every: Option<String>,
@@ -104,6 +107,7 @@ impl Definition {
             keep_monthly: asked(spec.keep_calendar.monthly),
             keep_yearly: asked(spec.keep_calendar.yearly),
             free_space: Some(spec.free_space).filter(|free| *free != FreeSpace::Keep),
+            rate: spec.rate_bps.map(human::exact_rate),
             every: spec.schedule.every_ms.map(human::exact_span),
             at: spec.schedule.at.clone(),
             after: spec.schedule.after.clone(),
@@ -150,6 +154,7 @@ mod tests {
             keep: Some(14),
             keep_calendar: vbr_api::KeepCalendar { daily: 7, weekly: 4, monthly: 12, yearly: 0 },
             free_space: FreeSpace::Auto,
+            rate_bps: Some(8_000_000),
             schedule: Schedule {
                 every_ms: Some(5_400_000),
                 window: Some("20:00-06:00".into()),
@@ -158,6 +163,7 @@ mod tests {
             enabled: false,
         };
         let text = toml::to_string(&Definition::of(&spec)).unwrap();
+        assert!(text.contains("rate = \"8Mbit\""), "{text}");
         assert_eq!(Definition::parse(&text).unwrap(), Definition::of(&spec));
     }
 
