@@ -31,6 +31,13 @@ pub const KEYS: &[&str] = &[
     "source.snapshot_floor",
     "retention.min_age",
     "schedule.window",
+    "schedule.link_wait",
+    "schedule.stall_warning",
+    "schedule.stall_cut",
+    "resources.host_slots",
+    "resources.link_slots",
+    "resources.datastore_slots",
+    "resources.latency_ceiling",
     "api.socket",
     "log.level",
     "log.format",
@@ -53,6 +60,7 @@ pub(super) struct File {
     pub source: Source,
     pub retention: Retention,
     pub schedule: Schedule,
+    pub resources: Resources,
     pub api: Api,
     pub log: Log,
     pub memory: Memory,
@@ -108,6 +116,18 @@ pub(super) struct Retention {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Schedule {
     pub window: Text,
+    pub link_wait: Text,
+    pub stall_warning: Text,
+    pub stall_cut: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Resources {
+    pub host_slots: Option<Spanned<i64>>,
+    pub link_slots: Option<Spanned<i64>>,
+    pub datastore_slots: Option<Spanned<i64>>,
+    pub latency_ceiling: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

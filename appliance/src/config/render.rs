@@ -38,9 +38,21 @@ pub(super) fn render(config: &Config) -> String {
     line(format!("snapshot_floor = \"{}B\"", config.source.snapshot_floor_bytes));
     line("\n[retention]".into());
     line(format!("min_age = \"{}s\"", config.retention_min_age.as_secs()));
-    if let Some(window) = &config.window {
-        line("\n[schedule]".into());
-        line(format!("window = {}", quoted(&window.to_string())));
+    line("\n[schedule]".into());
+    match &config.window {
+        Some(window) => line(format!("window = {}", quoted(&window.to_string()))),
+        None => line("# window: any time".into()),
+    }
+    line(format!("link_wait = \"{}s\"", config.waits.link.as_secs()));
+    line(format!("stall_warning = \"{}s\"", config.waits.stall_warning.as_secs()));
+    line(format!("stall_cut = \"{}s\"", config.waits.stall_cut.as_secs()));
+    line("\n[resources]".into());
+    line(format!("host_slots = {}", config.resources.host_slots));
+    line(format!("link_slots = {}", config.resources.link_slots));
+    line(format!("datastore_slots = {}", config.resources.datastore_slots));
+    match config.resources.latency_ceiling {
+        Some(ceiling) => line(format!("latency_ceiling = \"{}ms\"", ceiling.as_millis())),
+        None => line("# latency_ceiling: none".into()),
     }
     line("\n[api]".into());
     line(format!("socket = {}", path(&config.socket)));

@@ -25,9 +25,11 @@ use crate::control::{self, Api};
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::{HostConfig, HostRegistry};
-use crate::job::{JobManager, SourceStores, TargetService};
+use crate::job::{JobManager, SourceStores, SourceWaits, StallBounds, TargetService};
+use crate::limits::SOURCE_SESSIONS_MAX;
 use crate::repository::datastore::{DatastoreConfig, Datastores};
 use crate::repository::source::SourceRepository;
+use crate::schedule::resources::Bounds;
 use crate::telemetry::logs::LogHandle;
 use crate::wire::{TransportKind, Wire, WireConfig};
 
@@ -98,6 +100,9 @@ impl Appliance {
                 cache: stores.cache.clone(),
                 keep_sent: config.accelerator.keep_sent,
                 window: config.window.clone(),
+                waits: source_waits(&config),
+                slots: slots(&config),
+                latency_ceiling: config.resources.latency_ceiling,
             };
             let start = move || JobManager::start(&directory, database, source, wire, hosts, tasks, stop);
             blocking("starting the jobs", start).await?
@@ -184,6 +189,20 @@ impl Appliance {
         self.wire_stop.cancel();
         self.wire_tasks.close();
         self.wire_tasks.wait().await;
+    }
+}
+
+fn source_waits(config: &Config) -> SourceWaits {
+    let stall = StallBounds { warning: config.waits.stall_warning, cut: config.waits.stall_cut };
+    SourceWaits { link: config.waits.link, stall }
+}
+
+fn slots(config: &Config) -> Bounds {
+    Bounds {
+        site: SOURCE_SESSIONS_MAX as u32,
+        host: config.resources.host_slots,
+        link: config.resources.link_slots,
+        datastore: config.resources.datastore_slots,
     }
 }
 

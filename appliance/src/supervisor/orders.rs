@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vbr_api::{
-    Host, Invite, InviteRequest, Job, JobSpec, JoinRequest, Moment, Peer, Plan, Removed, Replica, Repository,
-    RepositoryReport, RestorePoint, RunRequest, Session, VerifyReport, Vm,
+    Host, Invite, InviteRequest, Job, JobEdit, JobSpec, JoinRequest, Moment, Peer, Plan, Removed, Replica,
+    Repository, RepositoryReport, RestorePoint, RunRequest, Session, VerifyReport, Vm,
 };
 
 use crate::control::{
@@ -105,6 +105,9 @@ impl JobOrders for Jobs {
     }
     fn set_enabled(&self, name: &str, enabled: bool) -> Result<Job, Problem> {
         self.0.set_enabled(name, enabled)
+    }
+    fn edit(&self, name: &str, edit: JobEdit) -> Result<Job, Problem> {
+        self.0.edit(name, edit)
     }
     fn remove(&self, name: &str) -> Result<(), Problem> {
         self.0.remove(name)

@@ -2,6 +2,8 @@
 
 pub mod create;
 mod definition;
+pub mod edit;
+pub mod options;
 mod render;
 mod run;
 
@@ -22,6 +24,9 @@ pub enum Command {
     /// Define a job; the same definition again changes nothing
     #[command(after_help = create::EXAMPLE)]
     Create(create::Arguments),
+    /// Change a job's definition: what is named changes, the rest stays
+    #[command(after_help = edit::EXAMPLE)]
+    Edit(edit::Arguments),
     /// Run a job now; a job that runs already is left running
     #[command(after_help = run::RUN_EXAMPLE)]
     Run(run::RunArguments),
@@ -75,6 +80,7 @@ impl Command {
     pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self {
             Self::Create(arguments) => arguments.run(context).await,
+            Self::Edit(arguments) => arguments.run(context).await,
             Self::Run(arguments) => arguments.run(context).await,
             Self::Wait(arguments) => arguments.run(context).await,
             Self::Plan { name } => {
