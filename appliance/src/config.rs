@@ -36,6 +36,9 @@ pub const RUNTIME_DEFAULT: &str = "/run/vbr";
 /// Keys of `[wire]` that take effect only after a restart.
 const WIRE_RESTARTS: &str = "wire.listen, wire.advertise, wire.transport, wire.congestion, wire.connections";
 
+/// Those of `[schedule]`, besides the window.
+const WAIT_RESTARTS: &str = "schedule.link_wait, schedule.stall_warning, schedule.stall_cut";
+
 /// How the link to peers is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -154,6 +157,30 @@ pub struct SourceSection {
     pub snapshot_floor_bytes: u64,
 }
 
+/// Of `[schedule]`: how long sessions wait for what does not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitSection {
+    /// A lost link.
+    pub link: Duration,
+    /// Progress, until it is told.
+    pub stall_warning: Duration,
+    /// Progress, until the attempt is cut; more than `stall_warning`.
+    pub stall_cut: Duration,
+}
+
+/// `[resources]`: disks that are worked on at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResourceSection {
+    /// Of one source host.
+    pub host_slots: u32,
+    /// Over the link to one peer.
+    pub link_slots: u32,
+    /// Into one datastore of a peer.
+    pub datastore_slots: u32,
+    /// Where reads of a source host take longer, reading slows down; never where there is none.
+    pub latency_ceiling: Option<Duration>,
+}
+
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSection {
@@ -190,6 +217,10 @@ pub struct Config {
     pub window: Option<Window>,
     /// Where the metrics are served besides the socket: an address of this machine alone.
     pub metrics: Option<SocketAddr>,
+    /// The rest of `[schedule]`.
+    pub waits: WaitSection,
+    /// `[resources]`
+    pub resources: ResourceSection,
     /// Unix socket of the management API.
     pub socket: PathBuf,
     /// `[log]`
@@ -305,7 +336,7 @@ impl Config {
     pub fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
         let sockets = |c: &Config| (c.wire.transport, c.wire.congestion, c.wire.connections);
         let wire = |c: &Config| (c.wire.listen.clone(), c.wire.advertise.clone(), sockets(c));
-        let checks: [(&'static str, bool); 12] = [
+        let checks: [(&'static str, bool); 14] = [
             ("--state", self.state != new.state),
             ("site.name", self.site != new.site),
             (WIRE_RESTARTS, wire(self) != wire(new)),
@@ -314,6 +345,8 @@ impl Config {
             ("source", self.source != new.source),
             ("schedule.window", self.window != new.window),
             ("metrics.listen", self.metrics != new.metrics),
+            (WAIT_RESTARTS, self.waits != new.waits),
+            ("resources", self.resources != new.resources),
             ("api.socket", self.socket != new.socket),
             ("log.format", self.log.format != new.log.format),
             ("memory.database", self.database_memory_bytes != new.database_memory_bytes),

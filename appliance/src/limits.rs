@@ -51,6 +51,18 @@ pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(3);
 pub const TARGET_SESSIONS_MAX: usize = 64;
 /// Sessions one source runs at once; more wait as `pending`.
 pub const SOURCE_SESSIONS_MAX: usize = 16;
+/// Disks at once of one source host, over one link, into one datastore, where `[resources]` does not say.
+pub const SLOTS_DEFAULT: u32 = 4;
+/// Most slots of one of them.
+pub const SLOTS_MAX: usize = 64;
+/// A lost link is waited for this long where `schedule.link_wait` does not say.
+pub const LINK_WAIT: Duration = Duration::from_secs(12 * 3600);
+/// A session without progress is told of after this long where `schedule.stall_warning` does not say.
+pub const STALL_WARNING: Duration = Duration::from_secs(300);
+/// Its attempt is cut after this long where `schedule.stall_cut` does not say.
+pub const STALL_CUT: Duration = Duration::from_secs(900);
+/// Trouble that may pass is tried again inside a session for this long.
+pub const TROUBLE_PATIENCE: Duration = Duration::from_secs(60);
 /// Disks in one VM.
 pub const DISKS_MAX: usize = 64;
 /// Largest disk: 64 TiB.

@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_is_not_offered_yet_is_refused() {
-        for more in [&["--priority", "high"][..], &["--quiesce"], &["--site", "x"]] {
+        for more in [&["--priority", "urgent"][..], &["--quiesce"], &["--site", "x"]] {
             let mut words = vec!["vbrctl", "job", "create", "web", "--disk", "/a", "--target", "dr"];
             assert!(Arguments::try_parse_from(&words).is_ok());
             words.extend(more);

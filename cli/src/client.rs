@@ -80,6 +80,11 @@ impl Client {
         self.order(Method::POST, path, Some(body), Patience::Quick).await
     }
 
+    pub async fn patch_json(&self, path: &str, body: &impl Serialize) -> Result<Document, Failure> {
+        let body = serde_json::to_string(body).map_err(|error| nonsense(path, &error.to_string()))?;
+        self.order(Method::PATCH, path, Some(body), Patience::Quick).await
+    }
+
     /// Opens a binary stream; an error answer becomes a failure.
     pub async fn stream(&self, path: &str) -> Result<Stream, Failure> {
         let (response, driver) = self.send(Method::GET, path, None).await?;

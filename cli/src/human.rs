@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use vbr_api::Moment;
+use vbr_api::{Moment, Retry};
 
 /// `1.5 MiB`: binary units.
 pub fn size(bytes: u64) -> String {
@@ -170,6 +170,27 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
     Ok(rate as u64)
 }
 
+/// Tries after a failure as [`parse_retry`] reads them: `3/5m`, or `0`.
+pub fn retry(retry: Retry) -> String {
+    match retry.count {
+        0 => "0".into(),
+        count => format!("{count}/{}", exact_span(retry.pause_ms)),
+    }
+}
+
+/// Tries after a failure as people write them: how many, and the pause before the first: `3/5m`, `3`, `0`.
+pub fn parse_retry(text: &str) -> Result<Retry, String> {
+    let wrong =
+        || format!("{text:?} does not say how often: say 3/5m (three times, the first after 5 min), or 0");
+    let (count, pause) = text.split_once('/').map_or((text, None), |(count, pause)| (count, Some(pause)));
+    let count = count.trim().parse().map_err(|_| wrong())?;
+    let pause_ms = match pause {
+        Some(pause) => u64::try_from(parse_span(pause)?.as_millis()).map_err(|_| wrong())?,
+        None => Retry::default().pause_ms,
+    };
+    Ok(Retry { count, pause_ms })
+}
+
 /// A span as people write it: `90s`, `10m`, `1h30m`, `2d`, `500ms`.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a span of time: say 90s, 10m, 1h30m or 2d");
@@ -228,6 +249,19 @@ mod tests {
         assert_eq!(saved(200, 100), "0 %");
         assert_eq!(count(1, "disk"), "1 disk");
         assert_eq!(count(0, "disk"), "0 disks");
+    }
+
+    #[test]
+    fn retries() {
+        for (text, count, pause_ms) in [("3/5m", 3, 300_000), ("1/1h30m", 1, 5_400_000), ("0", 0, 300_000)] {
+            let read = parse_retry(text).unwrap();
+            assert_eq!((read.count, read.pause_ms), (count, pause_ms));
+            assert_eq!(retry(read), text);
+        }
+        assert_eq!(parse_retry("7").map(retry).as_deref(), Ok("7/5m"));
+        for bad in ["", "x", "3/", "3/5", "/5m", "-1/5m", "3/5m/2"] {
+            assert!(parse_retry(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -157,10 +157,22 @@ fn disks(session: &Session, view: &View) -> String {
 fn state_words(session: &Session) -> String {
     let mut words = session.state.as_str().to_string();
     match session.state {
+        SessionState::Pending => {
+            if let Some(wait) = &session.waits_for {
+                words.push_str(&format!(", waits for a slot of {}: place {}", wait.resource, wait.place));
+            }
+        }
         SessionState::Waiting => words.push_str(" for the link or the target; it goes on by itself"),
         SessionState::Suspended => words
             .push_str(" at a durable position; it goes on by itself: in its next window, or when vbrd does"),
         _ => {}
+    }
+    if let Some(stall) = &session.stalled {
+        let since = stall.since.strftime("%H:%M:%S UTC");
+        words.push_str(&format!(", STANDS STILL since {since} at {}", stall.stage));
+    }
+    if session.retry_number > 0 {
+        words.push_str(&format!(", retry {}", session.retry_number));
     }
     match session.resumed {
         0 => {}
@@ -247,6 +259,27 @@ fn load_words(load: &StageLoad) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_holds_a_session_up_is_said() {
+        let text = r#"{"session":"s1","job":"web","peer":"dr","state":"STATE","started_at":"2026-11-22T19:00:00Z",
+            "ended_at":null,"disks":[],"bytes":{"virtual":0,"read":0,"changed":0,"zero":0,"freed":0,"deduplicated":0,
+            "delta_base":0,"sent_payload":0,"sent_wire":0,"received_wire":0,"resent":0},
+            "chunks":{"total":0,"unchanged":0,"known":0,"delta":0,"literal":0},"rate_wire_bps":0,"eta_ms":null,
+            "stage_load_percent":{"source_host":0,"source_mover":0,"source_accelerator":0,"network":0,
+            "target_accelerator":0,"target_mover":0,"target_host":0},
+            "bottleneck":null,"mode":"full","transport_mode":"direct","resumed":0,"restore_point":null,"consistent":null,
+            "warnings":[],"retry_number":2,MORE,"error":null}"#;
+        let words = |state: &str, more: &str| {
+            let parsed: Session =
+                serde_json::from_str(&text.replace("STATE", state).replace("MORE", more)).unwrap();
+            state_words(&parsed)
+        };
+        let waits = words("pending", r#""waits_for":{"resource":"link dr","place":3}"#);
+        assert_eq!(waits, "pending, waits for a slot of link dr: place 3, retry 2");
+        let stalled = words("running", r#""stalled":{"stage":"target","since":"2026-11-22T19:05:00Z"}"#);
+        assert_eq!(stalled, "running, STANDS STILL since 19:05:00 UTC at target, retry 2");
+    }
 
     #[test]
     fn a_finished_session_reads_well() {

@@ -4,6 +4,7 @@
 //! system's own shutdown ioctl without a log flush: what was not synced is gone, as after a cut of
 //! the supply; killing a process never shows that, since the page cache survives it.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -95,6 +96,16 @@ impl LoopFs {
                 .with_context(|| format!("shutting down {} at {}", self.kind.name(), self.at.display()));
         }
         Ok(())
+    }
+
+    /// Whoever writes to it stands still until [`Self::thaw`], and cannot be killed meanwhile.
+    pub fn freeze(&self) -> Result<()> {
+        run("fsfreeze", [OsStr::new("--freeze"), self.at.as_os_str()]).map(drop)
+    }
+
+    /// Ends [`Self::freeze`].
+    pub fn thaw(&self) -> Result<()> {
+        run("fsfreeze", [OsStr::new("--unfreeze"), self.at.as_os_str()]).map(drop)
     }
 
     /// After a power loss, with all users gone: unmounts and mounts again, which replays the journal.

@@ -103,6 +103,44 @@ impl KeepCalendar {
     }
 }
 
+/// Who goes first where sessions wait for a slot.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    Low,
+    #[default]
+    Normal,
+    High,
+}
+
+impl Priority {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+        }
+    }
+}
+
+/// How often a job that failed is tried again, where that can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Retry {
+    /// Tries after the first; 0 for none.
+    pub count: u32,
+    /// Before the first of them; doubled before each one after, up to an hour (or this, where it is longer).
+    pub pause_ms: u64,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { count: 3, pause_ms: 300_000 }
+    }
+}
+
 /// A job's definition: `POST /v1/jobs`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -130,6 +168,12 @@ pub struct JobSpec {
     /// When it runs by itself.
     #[serde(default)]
     pub schedule: Schedule,
+    /// Who goes first where sessions wait for a slot.
+    #[serde(default)]
+    pub priority: Priority,
+    /// What follows a failure.
+    #[serde(default)]
+    pub retry: Retry,
     #[serde(default = "enabled_by_default")]
     pub enabled: bool,
 }
@@ -156,6 +200,50 @@ pub struct Job {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub next_run_at: Option<Moment>,
+    /// The next try after a failure.
+    #[serde(default)]
+    pub pending_retry: Option<PendingRetry>,
+}
+
+/// A try that is to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PendingRetry {
+    /// Which one, from 1.
+    pub number: u32,
+    pub of: u32,
+    #[schema(value_type = String)]
+    pub at: Moment,
+}
+
+/// The slot that a pending session waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WaitsFor {
+    /// `host local`, `link dr`, `datastore dr/fast` or `this site`.
+    pub resource: String,
+    /// Its place among those that wait for it, from 1.
+    pub place: u32,
+}
+
+/// A session that makes no progress although its link is up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Stall {
+    /// `source_host`, `source_mover`, `source_accelerator`, `network` or `target`.
+    pub stage: String,
+    /// The last progress.
+    #[schema(value_type = String)]
+    pub since: Moment,
+}
+
+/// `PATCH /v1/jobs/{name}`: what changes of a definition.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobEdit {
+    /// Fields of the definition as a merge patch (RFC 7396): what is not named stays, `null` takes the default.
+    #[schema(value_type = Object)]
+    pub change: serde_json::Map<String, serde_json::Value>,
+    /// Disks may be taken out of the job: later restore points do not have them.
+    #[serde(default)]
+    pub drop_disks: bool,
 }
 
 /// `POST /v1/jobs/{name}/run`
@@ -238,6 +326,15 @@ pub struct Session {
     /// The last decision on compression; none before a batch was made.
     #[serde(default)]
     pub compression: Option<Compression>,
+    /// Which try after a failure this is; 0 for none.
+    #[serde(default)]
+    pub retry_number: u32,
+    /// The slot it waits for; none where it has its slots.
+    #[serde(default)]
+    pub waits_for: Option<WaitsFor>,
+    /// Where it stands still; none while it makes progress.
+    #[serde(default)]
+    pub stalled: Option<Stall>,
     pub error: Option<ErrorBody>,
 }
 

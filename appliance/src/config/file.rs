@@ -34,6 +34,13 @@ pub const KEYS: &[&str] = &[
     "quota.points",
     "schedule.window",
     "metrics.listen",
+    "schedule.link_wait",
+    "schedule.stall_warning",
+    "schedule.stall_cut",
+    "resources.host_slots",
+    "resources.link_slots",
+    "resources.datastore_slots",
+    "resources.latency_ceiling",
     "api.socket",
     "log.level",
     "log.format",
@@ -59,6 +66,7 @@ pub(super) struct File {
     pub quota: Quota,
     pub schedule: Schedule,
     pub metrics: Metrics,
+    pub resources: Resources,
     pub api: Api,
     pub log: Log,
     pub memory: Memory,
@@ -121,6 +129,18 @@ pub(super) struct Quota {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Schedule {
     pub window: Text,
+    pub link_wait: Text,
+    pub stall_warning: Text,
+    pub stall_cut: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Resources {
+    pub host_slots: Option<Spanned<i64>>,
+    pub link_slots: Option<Spanned<i64>>,
+    pub datastore_slots: Option<Spanned<i64>>,
+    pub latency_ceiling: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -45,9 +45,21 @@ pub(super) fn render(config: &Config) -> String {
         None => line("# bytes: no bound".into()),
     }
     line(format!("points = {}", config.quota.points.unwrap_or(QUOTA_POINTS)));
-    if let Some(window) = &config.window {
-        line("\n[schedule]".into());
-        line(format!("window = {}", quoted(&window.to_string())));
+    line("\n[schedule]".into());
+    match &config.window {
+        Some(window) => line(format!("window = {}", quoted(&window.to_string()))),
+        None => line("# window: any time".into()),
+    }
+    line(format!("link_wait = \"{}s\"", config.waits.link.as_secs()));
+    line(format!("stall_warning = \"{}s\"", config.waits.stall_warning.as_secs()));
+    line(format!("stall_cut = \"{}s\"", config.waits.stall_cut.as_secs()));
+    line("\n[resources]".into());
+    line(format!("host_slots = {}", config.resources.host_slots));
+    line(format!("link_slots = {}", config.resources.link_slots));
+    line(format!("datastore_slots = {}", config.resources.datastore_slots));
+    match config.resources.latency_ceiling {
+        Some(ceiling) => line(format!("latency_ceiling = \"{}ms\"", ceiling.as_millis())),
+        None => line("# latency_ceiling: none".into()),
     }
     if let Some(listen) = &config.metrics {
         line("\n[metrics]".into());

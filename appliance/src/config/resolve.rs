@@ -10,11 +10,11 @@ use std::time::Duration;
 use super::values::{Checker, absolute, clean_name, multiaddr_fault, name_fault};
 use super::{
     AcceleratorSection, CacheSection, Config, DatastoreSection, LogSection, Overrides, RUNTIME_DEFAULT,
-    STATE_DEFAULT, SourceSection, Transport, WireSection, file,
+    ResourceSection, STATE_DEFAULT, SourceSection, Transport, WaitSection, WireSection, file,
 };
 use crate::limits::{
-    ANCHOR_MEMORY_BYTES, BLOCK_MEMORY_BYTES, CACHE_BYTES_MIN, DATABASE_MEMORY_BYTES, LINKS_MAX, QUOTA_POINTS,
-    QUOTA_POINTS_MAX,
+    ANCHOR_MEMORY_BYTES, BLOCK_MEMORY_BYTES, CACHE_BYTES_MIN, DATABASE_MEMORY_BYTES, LINK_WAIT, LINKS_MAX,
+    QUOTA_POINTS, QUOTA_POINTS_MAX, SLOTS_DEFAULT, SLOTS_MAX, STALL_CUT, STALL_WARNING,
 };
 
 pub(super) const GIB: u64 = 1 << 30;
@@ -77,6 +77,8 @@ pub(super) fn resolve(
         quota: quota(&raw.quota, checker),
         window: raw.schedule.window.as_ref().and_then(|v| checker.window("schedule.window", v)),
         metrics: raw.metrics.listen.as_ref().and_then(|v| checker.loopback("metrics.listen", v)),
+        waits: waits(&raw.schedule, checker),
+        resources: resources(&raw.resources, checker),
         socket,
         log: LogSection {
             level: checker.log_level("log.level", raw.log.level.as_ref()),
@@ -119,6 +121,52 @@ fn accelerator(raw: &file::Accelerator, checker: &mut Checker) -> AcceleratorSec
         block_memory_bytes: memory("accelerator.block_memory", raw.block_memory.as_ref(), BLOCK_MEMORY_BYTES),
         keep_sent: raw.keep_sent.unwrap_or(true),
         bases: raw.bases.unwrap_or(true),
+    }
+}
+
+/// Reads from memory take less.
+const LATENCY_CEILING_MIN: Duration = Duration::from_millis(1);
+
+/// Shorter waits than these are slips of the pen.
+const WAIT_MIN: Duration = Duration::from_secs(5);
+
+fn waits(raw: &file::Schedule, checker: &mut Checker) -> WaitSection {
+    let mut wait = |key: &str, value: Option<&toml::Spanned<String>>, default: Duration| {
+        let Some(given) = value else { return default };
+        let wait = checker.duration(key, given).unwrap_or(default);
+        if wait < WAIT_MIN {
+            checker.fault_in(given.span(), key, "is too short; give at least \"5s\"".into());
+        }
+        wait
+    };
+    let link = wait("schedule.link_wait", raw.link_wait.as_ref(), LINK_WAIT);
+    let stall_warning = wait("schedule.stall_warning", raw.stall_warning.as_ref(), STALL_WARNING);
+    let stall_cut = wait("schedule.stall_cut", raw.stall_cut.as_ref(), STALL_CUT.max(stall_warning * 3));
+    if let Some(given) = raw.stall_cut.as_ref().filter(|_| stall_cut <= stall_warning) {
+        let what = "is no longer than schedule.stall_warning; a session is told of first, and cut later";
+        checker.fault_in(given.span(), "schedule.stall_cut", what.into());
+    }
+    WaitSection { link, stall_warning, stall_cut }
+}
+
+fn resources(raw: &file::Resources, checker: &mut Checker) -> ResourceSection {
+    let latency_ceiling = raw.latency_ceiling.as_ref().and_then(|value| {
+        let ceiling = checker.duration("resources.latency_ceiling", value)?;
+        if !ceiling.is_zero() && ceiling < LATENCY_CEILING_MIN {
+            let what = "is too short; give at least \"1ms\", or \"0\" for none";
+            checker.fault_in(value.span(), "resources.latency_ceiling", what.into());
+        }
+        Some(ceiling).filter(|ceiling| !ceiling.is_zero())
+    });
+    let mut slots = |key: &str, value: Option<&toml::Spanned<i64>>| match value {
+        Some(_) => checker.count(key, value, SLOTS_MAX) as u32,
+        None => SLOTS_DEFAULT,
+    };
+    ResourceSection {
+        latency_ceiling,
+        host_slots: slots("resources.host_slots", raw.host_slots.as_ref()),
+        link_slots: slots("resources.link_slots", raw.link_slots.as_ref()),
+        datastore_slots: slots("resources.datastore_slots", raw.datastore_slots.as_ref()),
     }
 }
 

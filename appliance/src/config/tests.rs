@@ -65,6 +65,14 @@ bytes = "2TiB"
 points = 400
 [schedule]
 window = "Mon..Fri 20:00-06:00"
+link_wait = "2h"
+stall_warning = "1m"
+stall_cut = "2m"
+[resources]
+host_slots = 2
+link_slots = 16
+datastore_slots = 1
+latency_ceiling = "40ms"
 [metrics]
 listen = "[::1]:9469"
 [api]
@@ -89,6 +97,12 @@ database = "128MiB"
     assert_eq!((config.quota.bytes, config.quota.points), (Some(2 << 40), Some(400)));
     assert_eq!(config.window.as_ref().map(ToString::to_string).as_deref(), Some("Mon..Fri 20:00-06:00"));
     assert_eq!(config.metrics.map(|listen| listen.port()), Some(9469));
+    let seconds = |wait: Duration| wait.as_secs();
+    let waits = config.waits;
+    assert_eq!([waits.link, waits.stall_warning, waits.stall_cut].map(seconds), [7200, 60, 120]);
+    let slots = config.resources;
+    assert_eq!([slots.host_slots, slots.link_slots, slots.datastore_slots], [2, 16, 1]);
+    assert_eq!(slots.latency_ceiling, Some(Duration::from_millis(40)));
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.database_memory_bytes, 128 << 20);
 
@@ -100,9 +114,10 @@ database = "128MiB"
 #[test]
 fn faults_say_where_and_what_is_allowed() {
     let text = "[site]\nname = \"DR Site\"\n\n[wire]\nlisten = [\"0.0.0.0:7300\"]\n  rate = \"fast\"\ntransport = \"udp\"\ncongestion = \"cubic\"\nconnections = 0\n\
-                [retention]\nmin_age = \"7 moons\"\n[cache]\nsize = \"1MiB\"\npath = \"packs\"\n[schedule]\nwindow = \"20:00\"\n[log]\nlevel = \"inof\"\n[metrics]\nlisten = \"0.0.0.0:9469\"\n";
+                [retention]\nmin_age = \"7 moons\"\n[cache]\nsize = \"1MiB\"\npath = \"packs\"\n[schedule]\nwindow = \"20:00\"\n[log]\nlevel = \"inof\"\n\
+                [resources]\nhost_slots = 0\n[metrics]\nlisten = \"0.0.0.0:9469\"\n";
     let faults = faults(text);
-    assert_eq!(faults.len(), 12, "{faults:#?}");
+    assert_eq!(faults.len(), 13, "{faults:#?}");
     let has = |start: &str, word: &str| {
         assert!(
             faults.iter().any(|f| f.starts_with(start) && f.contains(word)),
@@ -116,11 +131,21 @@ fn faults_say_where_and_what_is_allowed() {
     has("/etc/vbr/vbrd.toml:8:14: wire.congestion:", "\"system\"");
     has("/etc/vbr/vbrd.toml:9:15: wire.connections:", "1 to 6");
     has("/etc/vbr/vbrd.toml:11:11: retention.min_age:", "7d");
-    has("/etc/vbr/vbrd.toml:20:10: metrics.listen:", "127.0.0.1:9469");
+    has("/etc/vbr/vbrd.toml:22:10: metrics.listen:", "127.0.0.1:9469");
     has("/etc/vbr/vbrd.toml:16:10: schedule.window:", "20:00-06:00");
     has("/etc/vbr/vbrd.toml:13:8: cache.size:", "too small");
     has("/etc/vbr/vbrd.toml:14:8: cache.path:", "absolute");
     has("/etc/vbr/vbrd.toml:18:9: log.level:", "info");
+    has("/etc/vbr/vbrd.toml:20:14: resources.host_slots:", "1 to 64");
+}
+
+#[test]
+fn a_stall_is_told_before_it_is_cut() {
+    let config = resolve("[schedule]\nstall_warning = \"10m\"\n").expect("good");
+    assert_eq!(config.waits.stall_cut, Duration::from_secs(1800));
+    let wrong = faults("[schedule]\nstall_warning = \"10m\"\nstall_cut = \"5m\"\nlink_wait = \"1s\"\n");
+    assert_eq!(wrong.len(), 2, "{wrong:?}");
+    assert!(wrong.iter().any(|fault| fault.contains("schedule.stall_cut: is no longer")), "{wrong:?}");
 }
 
 #[test]

@@ -265,6 +265,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let (number, unit) = number_and_unit(text).ok_or_else(fault)?;
     let factor = match unit {
+        "ms" => 0.001,
         "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,

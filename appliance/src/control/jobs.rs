@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
-use vbr_api::{ErrorResponse, Job, JobSpec, List, One, Plan, Removed, RunRequest, Session};
+use vbr_api::{ErrorResponse, Job, JobEdit, JobSpec, List, One, Plan, Removed, RunRequest, Session};
 
 use super::reply::{Body, Name, Reply, created, list as items, one};
 use super::{Api, blocking};
@@ -28,6 +28,18 @@ pub(super) async fn create(State(api): State<Api>, Body(spec): Body<JobSpec>) ->
     (status = 200, body = One<Job>), (status = "default", body = ErrorResponse)))]
 pub(super) async fn show(State(api): State<Api>, Name(name): Name) -> Reply<Json<One<Job>>> {
     Ok(one(blocking(move || api.jobs.show(&name)).await?))
+}
+
+/// Changes what is named of a job's definition; a session that is not over goes on with what it began with.
+#[utoipa::path(patch, path = "/v1/jobs/{name}", tag = "jobs", params(("name" = String, Path)),
+    request_body = JobEdit, responses(
+    (status = 200, body = One<Job>), (status = "default", body = ErrorResponse)))]
+pub(super) async fn edit(
+    State(api): State<Api>,
+    Name(name): Name,
+    Body(edit): Body<JobEdit>,
+) -> Reply<Json<One<Job>>> {
+    Ok(one(blocking(move || api.jobs.edit(&name, edit)).await?))
 }
 
 /// Forgets a job. Its replica stays at the target.

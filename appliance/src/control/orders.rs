@@ -10,9 +10,9 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use vbr_api::{
-    CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobSpec, JoinRequest, Peer,
-    PinRequest, Plan, Removed, Replica, Repository, RepositoryReport, RestorePoint, RunRequest, Session,
-    Status, Throttle, ThrottleSpec, Throttles, VerifyReport, Vm,
+    CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobSpec, JoinRequest,
+    Peer, PinRequest, Plan, Removed, Replica, Repository, RepositoryReport, RestorePoint, RunRequest,
+    Session, Status, Throttle, ThrottleSpec, Throttles, VerifyReport, Vm,
 };
 
 use super::reference::{PointRef, ReplicaRef};
@@ -76,6 +76,8 @@ pub trait JobOrders: Send + Sync {
     fn show(&self, name: &str) -> Result<Job, Problem>;
     /// Enables or disables.
     fn set_enabled(&self, name: &str, enabled: bool) -> Result<Job, Problem>;
+    /// Changes what is named of the definition.
+    fn edit(&self, name: &str, edit: JobEdit) -> Result<Job, Problem>;
     /// Forgets the definition; replicas stay.
     fn remove(&self, name: &str) -> Result<(), Problem>;
     /// Starts a session; the running one where there is one.

@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::State;
 use axum::http::Method;
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, patch, post};
 use utoipa::OpenApi;
 
 use super::{Api, hosts, jobs, peers, points, replicas, reply, repositories, sessions, site, throttle};
@@ -34,6 +34,7 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         post_("/v1/jobs", post(jobs::create)),
         get_("/v1/jobs/{name}", get(jobs::show)),
         delete_("/v1/jobs/{name}", delete(jobs::remove)),
+        (Method::PATCH, "/v1/jobs/{name}", patch(jobs::edit)),
         post_("/v1/jobs/{name}/run", post(jobs::run)),
         post_("/v1/jobs/{name}/enable", post(jobs::enable)),
         post_("/v1/jobs/{name}/disable", post(jobs::disable)),
@@ -113,6 +114,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         jobs::create,
         jobs::show,
         jobs::remove,
+        jobs::edit,
         jobs::run,
         jobs::enable,
         jobs::disable,

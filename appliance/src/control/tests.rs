@@ -38,6 +38,7 @@ fn job(spec: JobSpec) -> Job {
         last_success_at: None,
         rpo_lag_ms: None,
         next_run_at: None,
+        pending_retry: None,
     }
 }
 
@@ -109,6 +110,10 @@ impl JobOrders for Fake {
     }
     fn set_enabled(&self, name: &str, enabled: bool) -> Result<Job, Problem> {
         self.note(format!("{name} {enabled}"));
+        Err(gone(name))
+    }
+    fn edit(&self, name: &str, edit: JobEdit) -> Result<Job, Problem> {
+        self.note(format!("edit {name} {} {}", Value::from(edit.change), edit.drop_disks));
         Err(gone(name))
     }
     fn remove(&self, _: &str) -> Result<(), Problem> {
@@ -298,6 +303,7 @@ async fn orders_arrive_and_answers_carry_the_schema() {
     call(s, "POST", "/v1/jobs/web/run", "").await;
     call(s, "POST", "/v1/jobs/web/run", r#"{"allow_live":true}"#).await;
     call(s, "POST", "/v1/jobs/web/disable", "").await;
+    call(s, "PATCH", "/v1/jobs/web", r#"{"change":{"keep":null}}"#).await;
     call(s, "GET", "/v1/sessions?job=web&active=true", "").await;
     call(s, "GET", "/v1/sessions", "").await;
     call(s, "GET", "/v1/restore-points?replica=web", "").await;
@@ -313,6 +319,7 @@ async fn orders_arrive_and_answers_carry_the_schema() {
             "run web false",
             "run web true",
             "web false",
+            "edit web {\"keep\":null} false",
             "sessions Some(\"web\") true",
             "sessions None false",
             "points Some(\"web\")",

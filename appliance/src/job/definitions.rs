@@ -12,6 +12,7 @@ use vbr_api::{JobSpec, Moment, name_is_valid};
 
 use crate::error::Problem;
 use crate::limits::DISKS_MAX;
+use crate::schedule::retry::RetryRule;
 use crate::schedule::rule::Rule;
 use crate::throttle::rule::check_rate;
 
@@ -22,6 +23,9 @@ pub struct Definition {
     pub spec: JobSpec,
     /// When it was created.
     pub created_at: Moment,
+    /// When its schedule last became another one; none where it is as created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rescheduled_at: Option<Moment>,
 }
 
 /// The store, the jobs by name, and what could not be read.
@@ -94,7 +98,7 @@ impl Definitions {
 
 /// Checks a definition's own words; whether peer, host and disks exist is asked elsewhere.
 pub fn check(spec: &JobSpec) -> Result<(), Problem> {
-    let what = format!("job {:?} cannot be created", spec.name);
+    let what = format!("the definition of job {:?}", spec.name);
     if !name_is_valid(&spec.name) {
         return Err(Problem::invalid(
             what,
@@ -145,6 +149,9 @@ pub fn check(spec: &JobSpec) -> Result<(), Problem> {
             "for example --every 15m, or --at 'Mon..Fri 02:00' --window '20:00-06:00'; vbrctl job create --help",
         ));
     }
+    if let Err(why) = RetryRule::parse(&spec.retry) {
+        return Err(Problem::invalid(what, why.to_string(), "for example --retry 3/5m, or --retry 0"));
+    }
     let (peer, datastore) = split_target(&spec.target);
     if !name_is_valid(peer) || datastore.is_some_and(|name| !name_is_valid(name)) {
         return Err(Problem::invalid(
@@ -181,6 +188,8 @@ mod tests {
             free_space: vbr_api::FreeSpace::Auto,
             rate_bps: Some(8_000_000),
             schedule: vbr_api::Schedule { every_ms: Some(900_000), ..Default::default() },
+            priority: vbr_api::Priority::High,
+            retry: vbr_api::Retry { count: 2, pause_ms: 60_000 },
             enabled: true,
         }
     }
@@ -189,7 +198,7 @@ mod tests {
     fn definitions_survive_and_bad_files_are_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let (store, _, _) = Definitions::open(directory.path()).unwrap();
-        let definition = Definition { spec: spec(), created_at: Moment::UNIX_EPOCH };
+        let definition = Definition { spec: spec(), created_at: Moment::UNIX_EPOCH, rescheduled_at: None };
         store.store(&definition).unwrap();
         std::fs::write(directory.path().join("broken.json"), "{").unwrap();
         let (store, jobs, bad) = Definitions::open(directory.path()).unwrap();
@@ -202,9 +211,20 @@ mod tests {
     }
 
     #[test]
+    fn a_definition_of_an_earlier_release_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let old = r#"{"spec":{"name":"web","disks":[{"path":"/a","format":"raw"}],"target":"dr"},"created_at":"2026-11-20T10:00:00Z"}"#;
+        std::fs::write(directory.path().join("web.json"), old).unwrap();
+        let (_, jobs, bad) = Definitions::open(directory.path()).unwrap();
+        assert!(bad.is_empty(), "{bad:?}");
+        let spec = &jobs["web"].spec;
+        assert_eq!((spec.priority, spec.retry), (vbr_api::Priority::Normal, vbr_api::Retry::default()));
+    }
+
+    #[test]
     fn bad_definitions_are_refused() {
         assert!(check(&spec()).is_ok());
-        let bad: [fn(&mut JobSpec); 12] = [
+        let bad: [fn(&mut JobSpec); 14] = [
             |s| s.name = "../x".into(),
             |s| s.disks.clear(),
             |s| s.vm = Some("local/web".into()),
@@ -215,6 +235,8 @@ mod tests {
             |s| s.schedule.every_ms = Some(10),
             |s| s.rate_bps = Some(63_999),
             |s| s.schedule.continuous = true,
+            |s| s.retry.count = 101,
+            |s| s.retry.pause_ms = 10,
             |s| s.schedule.window = Some("20:00".into()),
             |s| s.schedule = vbr_api::Schedule { at: Some("25:00".into()), ..Default::default() },
         ];

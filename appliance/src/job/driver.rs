@@ -1,19 +1,19 @@
-//! The driver of a session at the source: slot, snapshot, attempts, end.
+//! The driver of a session at the source: slots, snapshot, one attempt, end. What follows an attempt that
+//! failed is `attempts`.
 //!
-//! An attempt that loses its link is followed by another one, bound to the same snapshot; so is one the
-//! target puts off (`retry`). What cannot be mended by waiting ends the session. A stop of the appliance,
-//! or the end of its window, leaves the session `suspended` with its record, its clone and the target's
-//! cursor in place.
+//! A stop of the appliance, or the end of its window, leaves the session `suspended` with its record, its clone and
+//! the target's cursor in place, also where it still waits for slots.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use vbr_api::{FreeSpace, JobSpec, Moment, Session, SessionState};
+use vbr_api::{FreeSpace, JobSpec, Moment, SessionState};
 
 use super::ahead::Ahead;
+use super::attempts::sample;
 use super::base::{FoundBase, find_base, replica_state};
 use super::bases::Bases;
 use super::definitions::split_target;
@@ -24,23 +24,26 @@ use super::records::SessionRecord;
 use super::refresh::refresh_after;
 use super::replicate::{AttemptError, Base, Replication, replicate};
 use super::session::SessionHandle;
+use super::slots::Slot;
 use super::snapshot::{release, resolve};
 use super::source_state::SourceState;
+use super::stall::{StallBounds, watched};
 use super::transmit::Rooms;
 use crate::accelerator::effort::Controller;
 use crate::error::Problem;
 use crate::host::VmSnapshot;
+use crate::limits::SCANS_PER_SESSION_MAX;
 use crate::repository::manifest::PageTable;
+use crate::schedule::resources::Need;
 use crate::wire::message::{Open, OpenDisk, Request};
 use crate::wire::{PeerRecord, WireError, capability};
 
-/// Wait before the first retry, doubled up to [`RETRY_MAX`].
-const RETRY_MIN: Duration = Duration::from_millis(500);
-/// Longest wait between attempts.
-const RETRY_MAX: Duration = Duration::from_secs(15);
+/// Taking a snapshot may stand still for this many times as long as anything else before it is given up: the
+/// maps of a large file system are read in one piece of work.
+const SNAPSHOT_PATIENCE: u32 = 4;
 
 /// How a session's drive ended.
-enum End {
+pub(super) enum End {
     Sealed { point: String },
     Failed(Problem),
     Cancelled,
@@ -55,12 +58,15 @@ pub struct Driver {
     pub(super) record: SessionRecord,
     /// What of each disk does not travel.
     pub(super) free: Arc<[DiskFree]>,
+    /// Disks it works on at once, by its slots.
+    pub(super) tasks: usize,
 }
 
 impl Driver {
     /// Drives the session to its end, or to where it is suspended: with what it needs to go on.
     pub async fn drive(mut self) -> Option<SessionRecord> {
-        let end = self.run().await;
+        let mut slot = None;
+        let end = self.run(&mut slot).await;
         let repository = self.parts.repository.clone();
         let (job, session) = (self.spec.name.clone(), self.record.session.session.clone());
         let over = !matches!(end, End::Suspended);
@@ -87,6 +93,7 @@ impl Driver {
                 End::Suspended => s.state = SessionState::Suspended,
             }
         });
+        drop(slot); // The next one runs when this one is seen to be over.
         let view = self.handle.view();
         tracing::info!(state = view.state.as_str(), sent_wire = view.bytes.sent_wire, "the session ended");
         let records = self.parts.records.clone();
@@ -109,23 +116,26 @@ impl Driver {
         (!over).then_some(self.record)
     }
 
-    async fn run(&mut self) -> End {
-        let slot = tokio::select! {
-            slot = self.parts.slots.clone().acquire_owned() => slot,
-            () = self.handle.cancel.cancelled() => return self.given_up().await,
-            () = self.handle.pause.cancelled() => return End::Suspended,
-        };
+    /// `slot`: what it holds, for as long as it is not seen to be over.
+    async fn run(&mut self, slot: &mut Option<Slot>) -> End {
+        let asked = Instant::now();
+        match self.slot(asked).await {
+            Ok(held) => *slot = Some(held),
+            Err(End::Cancelled) => return self.given_up().await,
+            Err(end) => return end,
+        }
         self.handle.update(|session| session.state = SessionState::Running);
         let (host, disks) = match resolve(&self.parts, &self.spec) {
             Ok(found) => found,
             Err(problem) => return End::Failed(problem),
         };
-        let snapshot = match self.snapshot(host.clone(), disks).await {
-            Ok(snapshot) => Arc::new(snapshot),
-            Err(problem) => return End::Failed(problem),
+        let (handle, bounds) = (self.handle.clone(), self.parts.waits.stall);
+        let bounds = StallBounds { cut: bounds.cut * SNAPSHOT_PATIENCE, ..bounds };
+        let snapshot = match watched(&handle, bounds, self.snapshot(host.clone(), disks)).await {
+            Ok(Ok(snapshot)) => Arc::new(snapshot),
+            Ok(Err(problem)) | Err(problem) => return End::Failed(problem),
         };
-        let end = self.attempts(&snapshot).await;
-        drop(slot);
+        let end = self.attempts(&snapshot, slot, asked).await;
         if matches!(end, End::Suspended) {
             return end;
         }
@@ -134,6 +144,37 @@ impl Driver {
         }
         release(snapshot).await;
         end
+    }
+
+    /// Waits for its slots, with the others that asked since then.
+    pub(super) async fn slot(&self, asked: Instant) -> Result<Slot, End> {
+        self.handle.update(|session| session.state = SessionState::Pending);
+        let slot = self.parts.slots.acquire(self.need(), asked, self.handle.clone());
+        tokio::select! {
+            slot = slot => Ok(slot),
+            () = self.handle.cancel.cancelled() => Err(End::Cancelled),
+            () = self.handle.pause.cancelled() => Err(End::Suspended),
+        }
+    }
+
+    /// The source host.
+    pub(super) fn host_name(&self) -> &str {
+        self.spec.vm.as_deref().and_then(|vm| vm.split_once('/')).map_or("local", |(host, _)| host)
+    }
+
+    /// What it needs: a slot for each disk that is read at once.
+    fn need(&self) -> Need {
+        let disks = match self.spec.vm {
+            None => self.spec.disks.len(),
+            Some(_) => resolve(&self.parts, &self.spec).map_or(1, |(_, disks)| disks.len()),
+        };
+        Need {
+            host: self.host_name().to_string(),
+            peer: split_target(&self.spec.target).0.to_string(),
+            datastore: self.spec.target.clone(),
+            tasks: disks.clamp(1, SCANS_PER_SESSION_MAX) as u32,
+            priority: self.spec.priority,
+        }
     }
 
     /// Cancelled before it went on: what it left behind earlier goes.
@@ -145,78 +186,8 @@ impl Driver {
         End::Cancelled
     }
 
-    async fn attempts(&mut self, snapshot: &Arc<VmSnapshot>) -> End {
-        let mut wait = RETRY_MIN;
-        let mut kept: Option<Arc<Replication>> = None;
-        let mut mismatches = 0;
-        loop {
-            let stop = self.handle.pause.child_token();
-            let before = self.handle.view().bytes.sent_wire;
-            let result = {
-                let this = &*self;
-                tokio::select! {
-                    result = this.attempt(snapshot, &mut kept, mismatches > 0, stop.clone()) => result,
-                    () = this.handle.cancel.cancelled() => Err(AttemptError::Cancelled),
-                    () = this.handle.pause.cancelled() => Err(AttemptError::Cancelled),
-                }
-            };
-            stop.cancel();
-            if self.handle.view().bytes.sent_wire > before + 64 * 1024 {
-                wait = RETRY_MIN; // It got somewhere.
-            }
-            match result {
-                Ok(point) => return End::Sealed { point },
-                Err(_) if self.handle.cancel.is_cancelled() => return End::Cancelled,
-                Err(_) if self.handle.pause.is_cancelled() => return End::Suspended,
-                Err(AttemptError::Problem(problem)) if problem.code == "root_mismatch" && mismatches > 1 => {
-                    return End::Failed(problem);
-                }
-                Err(AttemptError::Problem(problem)) if problem.retry => {
-                    tracing::warn!(code = %problem.code, %problem, "the session waits and tries again");
-                    mismatches += u32::from(problem.code == "root_mismatch");
-                    if self.recover(&problem).await {
-                        kept = None;
-                    }
-                    self.handle.update(|session| {
-                        session.state = SessionState::Waiting;
-                        session.error = Some(problem.body());
-                    });
-                }
-                Err(AttemptError::Problem(problem)) => return End::Failed(problem),
-                Err(AttemptError::Lost(why)) => {
-                    tracing::info!(%why, "the link was lost; the session goes on when it is back");
-                    self.handle.update(|session| session.state = SessionState::Waiting);
-                }
-                Err(AttemptError::Cancelled) => {}
-            }
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.handle.cancel.cancelled() => return End::Cancelled,
-                () = self.handle.pause.cancelled() => return End::Suspended,
-            }
-            wait = (wait * 2).min(RETRY_MAX);
-        }
-    }
-
-    /// What a retry needs first; true where the session's tables start anew.
-    async fn recover(&self, problem: &Problem) -> bool {
-        let (repository, job) = (self.parts.repository.clone(), self.spec.name.clone());
-        let code = problem.code.clone();
-        let session = self.record.session.session.clone();
-        match code.as_str() {
-            "repository_damaged" | "root_mismatch" | "base_mismatch" => {
-                let _ = tokio::task::spawn_blocking(move || {
-                    let _ = repository.discard_progress(&job, &session);
-                    repository.forget(&job)
-                })
-                .await;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    async fn attempt(
+    /// One attempt over a fresh channel, to the seal or to what ends it.
+    pub(super) async fn attempt(
         &self,
         snapshot: &Arc<VmSnapshot>,
         kept: &mut Option<Arc<Replication>>,
@@ -251,7 +222,12 @@ impl Driver {
         let base = self.handle.view().bytes;
         let mut sampler = JoinSet::new();
         sampler.spawn(sample(self.handle.clone(), counters.clone(), base));
-        let result = replicate(&ctx, channel, self.open(&ctx)).await;
+        let work = replicate(&ctx, channel, self.open(&ctx));
+        let result = watched(&self.handle, self.parts.waits.stall, work).await;
+        let result = result.unwrap_or_else(|stalled| {
+            self.handle.settle(); // It was dropped half-way.
+            Err(stalled.into())
+        });
         drop(sampler);
         self.handle.update(|session| {
             session.bytes.sent_wire = base.sent_wire + counters.sent_wire();
@@ -344,6 +320,7 @@ impl Driver {
             keep_sent: self.parts.keep_sent,
             compressors: self.parts.compressors.clone(),
             rooms: Rooms::new(self.parts.packed.clone()),
+            scans: self.tasks,
             stop,
         });
         *kept = Some(ctx.clone());
@@ -414,22 +391,5 @@ fn moment(identity: &str, free_space: FreeSpace) -> String {
     match free_space {
         FreeSpace::Keep => identity.to_string(),
         FreeSpace::Auto => format!("{identity} without free space"),
-    }
-}
-
-/// Twice a second: wire bytes, rate, and word to whoever watches.
-async fn sample(
-    handle: Arc<SessionHandle>,
-    counters: Arc<crate::wire::ChannelCounters>,
-    base: vbr_api::SessionBytes,
-) {
-    let mut tick = tokio::time::interval(Duration::from_millis(500));
-    loop {
-        tick.tick().await;
-        handle.note(|session: &mut Session| {
-            session.bytes.sent_wire = base.sent_wire + counters.sent_wire();
-            session.bytes.received_wire = base.received_wire + counters.received_wire();
-        });
-        handle.sample();
     }
 }

@@ -1,9 +1,9 @@
 //! The job manager: definitions, running sessions, history. What the console's orders come down to.
 //!
-//! Owns the table of jobs and of sessions that are not over. At most one session a job, and
-//! [`SOURCE_SESSIONS_MAX`] that run at once; the others are pending.
+//! Owns the table of jobs and of sessions that are not over. At most one session a job; how many run at
+//! once is for the slots to say, the others are pending.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,20 +12,21 @@ use jiff::tz::TimeZone;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vbr_api::{DiskSpec, Job, JobLag, JobSpec, Moment, Session, SessionState, Warning};
+use vbr_api::{DiskSpec, Job, JobLag, JobSpec, Moment, PendingRetry, Session, SessionState, Warning};
 
 use super::ahead::Gates;
-use super::definitions::{Definition, Definitions, check, split_target};
-use super::parts::{Parts, SourceStores};
+use super::definitions::{Definition, Definitions, check};
+use super::parts::{Ceilings, Parts, SourceStores};
 use super::records::{Records, SessionRecord};
 use super::refresh::Refreshes;
 use super::scheduler::seed;
 use super::session::SessionHandle;
+use super::slots::Slots;
 use super::snapshot::resolve;
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::HostRegistry;
-use crate::limits::{BATCHES_PACKED_MAX, COMPRESSORS_MAX, SOURCE_SESSIONS_MAX};
+use crate::limits::{BATCHES_PACKED_MAX, COMPRESSORS_MAX};
 use crate::schedule::agenda::Agenda;
 use crate::schedule::window::Window;
 use crate::wire::Wire;
@@ -43,12 +44,16 @@ pub(super) struct State {
     pub(super) last: BTreeMap<String, Session>,
     pub(super) last_success: BTreeMap<String, Moment>,
     pub(super) agenda: Agenda,
+    /// Jobs whose last session was told to seal although a disk changes.
+    pub(super) allow_live: BTreeSet<String>,
 }
 
 /// See the module.
 pub struct JobManager {
     pub(super) parts: Arc<Parts>,
-    definitions: Definitions,
+    pub(super) definitions: Definitions,
+    /// Held while a definition is changed: two changes do not overwrite each other.
+    pub(super) defining: Mutex<()>,
     state: Mutex<State>,
     /// The agenda changed.
     pub(super) changed: Notify,
@@ -70,7 +75,18 @@ impl JobManager {
     ) -> Result<Arc<Self>, Problem> {
         let (definitions, jobs, unreadable) = Definitions::open(jobs_directory)?;
         let records = Records::new(database);
-        let SourceStores { repository, anchors, filters, cache, keep_sent, look_for_bases, window } = stores;
+        let SourceStores {
+            repository,
+            anchors,
+            filters,
+            cache,
+            keep_sent,
+            look_for_bases,
+            window,
+            waits,
+            slots,
+            latency_ceiling,
+        } = stores;
         let parts = Arc::new(Parts {
             wire,
             hosts,
@@ -87,7 +103,9 @@ impl JobManager {
             records,
             compressors: Arc::new(Semaphore::new(COMPRESSORS_MAX)),
             packed: Arc::new(Semaphore::new(BATCHES_PACKED_MAX)),
-            slots: Arc::new(Semaphore::new(SOURCE_SESSIONS_MAX)),
+            slots: Slots::new(slots),
+            waits,
+            ceilings: Ceilings::new(latency_ceiling),
             stop,
             tasks,
         });
@@ -100,9 +118,10 @@ impl JobManager {
         }
         let (running, suspended) = (BTreeMap::new(), BTreeMap::new());
         let agenda = Agenda::new(TimeZone::system(), seed(&parts));
-        let state = State { jobs, running, suspended, last, last_success, agenda };
-        let (state, changed) = (Mutex::new(state), Notify::new());
-        let manager = Arc::new(Self { parts, definitions, state, changed, window, unreadable });
+        let allow_live = BTreeSet::new();
+        let state = State { jobs, running, suspended, last, last_success, agenda, allow_live };
+        let (state, changed, defining) = (Mutex::new(state), Notify::new(), Mutex::new(()));
+        let manager = Arc::new(Self { parts, definitions, defining, state, changed, window, unreadable });
         manager.fill_agenda();
         manager.resume_all();
         manager.tend_anchors();
@@ -117,6 +136,7 @@ impl JobManager {
     /// Creates a job, or finds that it exists as it should; true where it is new.
     pub fn create(&self, spec: JobSpec) -> Result<(Job, bool), Problem> {
         check(&spec)?;
+        let _defining = self.defining.lock().unwrap_or_else(PoisonError::into_inner);
         let existing = self.lock().jobs.get(&spec.name).cloned();
         if let Some(existing) = existing {
             if existing.spec == spec {
@@ -128,16 +148,10 @@ impl JobManager {
                 format!("vbrctl job show {0}; remove it first, or choose another name", spec.name),
             ));
         }
-        let peer = split_target(&spec.target).0;
-        if self.parts.wire.peer(peer).is_none() {
-            return Err(Problem::not_found(
-                format!("target {peer} of job {}", spec.name),
-                "pair with it first: vbrctl peer invite there, vbrctl peer join CODE here",
-            ));
-        }
+        self.check_surroundings(&spec)?;
         let (_, disks) = resolve(&self.parts, &spec)?;
         check_disks(&spec.name, &disks)?;
-        let definition = Definition { spec: spec.clone(), created_at: Moment::now() };
+        let definition = Definition { spec: spec.clone(), created_at: Moment::now(), rescheduled_at: None };
         self.definitions.store(&definition)?;
         self.lock().jobs.insert(spec.name.clone(), definition);
         self.put_on_agenda(&spec.name);
@@ -163,6 +177,8 @@ impl JobManager {
         let sealed = over.as_ref().filter(|session| session.restore_point.is_some());
         let success = sealed.and_then(|s| s.ended_at).or(state.last_success.get(name).copied());
         let last = over.as_ref().or(state.last.get(name));
+        let now = Moment::now();
+        let retry = state.agenda.retry(name, now).map(|(number, of, at)| PendingRetry { number, of, at });
         Ok(Job {
             spec: definition.spec.clone(),
             created_at: definition.created_at,
@@ -171,12 +187,14 @@ impl JobManager {
             running: running.map(|session| session.session),
             last_success_at: success,
             rpo_lag_ms: success.map(age_ms),
-            next_run_at: state.agenda.next(name, Moment::now()),
+            next_run_at: state.agenda.next(name, now),
+            pending_retry: retry,
         })
     }
 
     /// Enables or disables a job. A disabled job refuses to run.
     pub fn set_enabled(&self, name: &str, enabled: bool) -> Result<Job, Problem> {
+        let _defining = self.defining.lock().unwrap_or_else(PoisonError::into_inner);
         let mut definition = self.lock().jobs.get(name).cloned().ok_or_else(|| unknown_job(name))?;
         definition.spec.enabled = enabled;
         self.definitions.store(&definition)?;
@@ -196,6 +214,8 @@ impl JobManager {
                 format!("vbrctl session cancel {session}, then remove the job"),
             ));
         }
+        let _defining = self.defining.lock().unwrap_or_else(PoisonError::into_inner);
+        self.nothing_follows(name)?;
         self.parts.anchors.forget(name);
         self.parts.gates.forget(name);
         self.definitions.remove(name)?;
@@ -207,6 +227,7 @@ impl JobManager {
         state.agenda.remove(name);
         state.last.remove(name);
         state.last_success.remove(name);
+        state.allow_live.remove(name);
         Ok(())
     }
 
@@ -300,6 +321,14 @@ impl JobManager {
                 next_step: format!("vbrctl job show {}", lag.job),
             });
         }
+        let running: Vec<Session> = self.lock().running.values().map(|handle| handle.view()).collect();
+        warnings.extend(running.iter().filter_map(|session| {
+            let stall = session.stalled.as_ref()?;
+            let since = stall.since.strftime("%H:%M:%S UTC");
+            let what =
+                format!("the session of job {} stands still at {} since {since}", session.job, stall.stage);
+            Some(warning(what, &format!("vbrctl session show {}", session.session)))
+        }));
         for (job, session) in &self.lock().last {
             if session.state == SessionState::Failed {
                 let why =
@@ -316,7 +345,7 @@ impl JobManager {
 }
 
 /// Every disk is there and is something that can be read.
-fn check_disks(job: &str, disks: &[DiskSpec]) -> Result<(), Problem> {
+pub(super) fn check_disks(job: &str, disks: &[DiskSpec]) -> Result<(), Problem> {
     use std::os::unix::fs::FileTypeExt;
     for disk in disks {
         let what = format!("disk {} of job {job}", disk.path);

@@ -1,23 +1,26 @@
 //! Jobs and sessions: the only place where the stages are joined.
 //!
-//! Source: `manager` keeps the definitions, `scheduler` and orders start sessions (`running`), `driver` takes one session to its end over
-//! any number of attempts, `replicate` composes one attempt out of `scan`, `prepare`, `send`, `transmit` and `answers`,
+//! Source: `manager` keeps the definitions, `scheduler` and orders start sessions (`running`), `slots` says which of them may run, `driver` takes one session to its end over
+//! any number of `attempts` (`patience` says how many, `stall` finds those that stand still), `replicate` composes one attempt out of `scan`, `prepare`, `send`, `transmit` and `answers`,
 //! `bases` finds what content may serve as a base, `ahead` says what need not wait for the target's
 //! answer and `refresh` keeps the filter that it rests on, `base` moves manifests. Target: `target` takes channels and requests, `receive` composes one session out of the
 //! wire and `point`. State that must survive lies in `definitions` (files) and `records` (RocksDB).
 
 mod ahead;
 mod answers;
+mod attempts;
 mod base;
 mod bases;
 mod definitions;
 mod driver;
+mod edit;
 mod estimate;
 mod free;
 mod held;
 mod learns;
 mod manager;
 mod parts;
+mod patience;
 mod plan;
 mod point;
 mod prepare;
@@ -34,12 +37,15 @@ mod scan;
 mod scheduler;
 mod send;
 mod session;
+mod slots;
 mod snapshot;
 mod source_state;
+mod stall;
 mod target;
 mod tending;
 mod transmit;
 
 pub use manager::JobManager;
-pub use parts::{Parts, SourceStores};
+pub use parts::{Parts, SourceStores, SourceWaits};
+pub use stall::StallBounds;
 pub use target::TargetService;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vbr_api::Session;
+use vbr_api::{JobSpec, Session};
 
 use crate::database::{Batch, Database, DatabaseError, cf};
 use crate::error::Problem;
@@ -26,6 +26,10 @@ pub struct SessionRecord {
     /// Somebody ordered it: windows do not end it.
     #[serde(default)]
     pub ordered: bool,
+    /// The definition it began with, which it goes on with whatever becomes of its job's; none in records of
+    /// earlier releases.
+    #[serde(default)]
+    pub spec: Option<JobSpec>,
 }
 
 /// Where records live.

@@ -27,7 +27,7 @@ use crate::accelerator::effort::{Choice, Content, Controller, Harder, Made, Seen
 use crate::block::{BlockRead, DomainKey, PageHash};
 use crate::error::Problem;
 use crate::host::VmSnapshot;
-use crate::limits::{BATCHES_PACKED_MAX, SCANS_PER_SESSION_MAX, WORK_QUEUED_MAX};
+use crate::limits::{BATCHES_PACKED_MAX, WORK_QUEUED_MAX};
 use crate::repository::manifest::PageTable;
 use crate::repository::source::{SourceRepository, StoredManifest};
 use crate::wire::message::{Message, Open, Sealed};
@@ -101,6 +101,8 @@ pub struct Replication {
     pub compressors: Arc<Semaphore>,
     /// For batches that wait for the one that waits for credit.
     pub rooms: Rooms,
+    /// Disks that are scanned at once: the session's slots.
+    pub scans: usize,
     /// Ends blocking threads of an attempt.
     pub stop: CancellationToken,
 }
@@ -271,6 +273,9 @@ pub async fn replicate(
     open: Open,
 ) -> Result<Sealed, AttemptError> {
     let (sender, mut receiver) = channel.split();
+    let room = Room::new();
+    ctx.handle.attach(Some(sender.clone()));
+    let ending = EndAttempt { sender: sender.clone(), room: room.clone(), handle: ctx.handle.clone() };
     sender.send(Message::Open(open)).await?;
     let cursors = match receiver.recv().await? {
         Message::Opened(opened) if opened.cursors.len() == ctx.snapshot.disks.len() => opened.cursors,
@@ -287,8 +292,6 @@ pub async fn replicate(
     let (durable_tx, durable_rx) = watch::channel(0u64);
     let pipe = Arc::new(Pipe::new(durable_rx));
     let mut parts: JoinSet<Result<(), AttemptError>> = JoinSet::new();
-    let room = Room::new();
-    let ending = EndAttempt { sender: sender.clone(), room: room.clone() };
     spawn_scanners(ctx, &cursors, Lanes { sender: sender.clone(), room, work: work_tx.clone() }, &mut parts);
     let (batcher, fills) = (ctx.clone(), pipe.clone());
     parts.spawn_blocking(move || batch_loop(&batcher, ready_rx, out_tx, &fills));
@@ -315,12 +318,14 @@ pub async fn replicate(
 struct EndAttempt {
     sender: SessionSender,
     room: Room,
+    handle: Arc<SessionHandle>,
 }
 
 impl Drop for EndAttempt {
     fn drop(&mut self) {
         self.sender.close();
         self.room.close();
+        self.handle.attach(None);
     }
 }
 
@@ -330,7 +335,7 @@ fn spawn_scanners(
     lanes: Lanes,
     parts: &mut JoinSet<Result<(), AttemptError>>,
 ) {
-    let scans = Arc::new(Semaphore::new(SCANS_PER_SESSION_MAX));
+    let scans = Arc::new(Semaphore::new(ctx.scans.max(1)));
     for (disk, cursor) in cursors.iter().copied().enumerate() {
         let (ctx, lanes, scans) = (ctx.clone(), lanes.clone(), scans.clone());
         parts.spawn(async move {

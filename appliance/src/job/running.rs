@@ -13,6 +13,7 @@ use super::manager::JobManager;
 use super::records::SessionRecord;
 use super::session::SessionHandle;
 use crate::error::Problem;
+use crate::schedule::agenda::Outcome;
 
 impl JobManager {
     pub(super) fn resume_all(self: &Arc<Self>) {
@@ -32,7 +33,8 @@ impl JobManager {
             if record.ordered || self.lock().agenda.is_open(&record.session.job, Moment::now()) {
                 tracing::info!(job = %record.session.job, session = %record.session.session, "going on with a session");
                 record.session.state = SessionState::Pending;
-                self.launch(definition.spec, record);
+                let spec = record.spec.clone().unwrap_or(definition.spec);
+                self.launch(spec, record);
             }
         }
     }
@@ -60,24 +62,27 @@ impl JobManager {
                 format!("vbrctl job enable {name}"),
             ));
         }
-        self.start_session(job.spec, request, true)
+        self.start_session(job.spec, request, true, 0)
     }
 
-    /// A new session, or the suspended one goes on.
+    /// A new session, as try `retry` after a failure (0: the first), or the suspended one goes on.
     pub(super) fn start_session(
         self: &Arc<Self>,
         spec: JobSpec,
         request: RunRequest,
         ordered: bool,
+        retry: u32,
     ) -> Result<Session, Problem> {
         let suspended = self.lock().suspended.get(&spec.name).cloned();
         let mut record = suspended.unwrap_or_else(|| SessionRecord {
-            session: blank(&spec),
+            session: Session { retry_number: retry, ..blank(&spec) },
             snapshot_identity: None,
             snapshot_at_ms: 0,
             allow_live: request.allow_live,
             ordered,
+            spec: Some(spec.clone()),
         });
+        let spec = record.spec.clone().unwrap_or(spec);
         record.ordered |= ordered;
         record.session.state = SessionState::Pending;
         self.parts.records.store(&record)?;
@@ -105,11 +110,16 @@ impl JobManager {
             }
             state.suspended.remove(&spec.name);
             state.running.insert(id.clone(), handle.clone());
-            state.agenda.started(&spec.name, record.ordered, Moment::now());
+            let retry = record.session.retry_number;
+            state.agenda.started(&spec.name, record.ordered, retry, Moment::now());
+            match record.allow_live {
+                true => state.allow_live.insert(spec.name.clone()),
+                false => state.allow_live.remove(&spec.name),
+            };
         }
         let span = tracing::info_span!("session", session = %id, job = %spec.name, peer = %spec.target);
-        let driver =
-            Driver { parts: self.parts.clone(), handle: handle.clone(), spec, record, free: Arc::from([]) };
+        let (parts, free) = (self.parts.clone(), Arc::from([]));
+        let driver = Driver { parts, handle: handle.clone(), spec, record, free, tasks: 1 };
         let manager = self.clone();
         let drive = async move {
             let suspended = driver.drive().await;
@@ -129,7 +139,13 @@ impl JobManager {
                 state.agenda.suspended(&session.job);
                 state.suspended.insert(session.job.clone(), record);
             }
-            None => state.agenda.ended(&session.job, session.restore_point.is_some(), Moment::now()),
+            None => {
+                let now = Moment::now();
+                state.agenda.ended(&session.job, outcome(&session), now);
+                if let Some((number, of, at)) = state.agenda.retry(&session.job, now) {
+                    tracing::info!(job = session.job, number, of, %at, "the job is tried again");
+                }
+            }
         }
         if let (Some(at), true) = (session.ended_at, session.restore_point.is_some()) {
             state.last_success.insert(session.job.clone(), at);
@@ -160,9 +176,20 @@ impl JobManager {
         let Some(job) = job.map(|(job, _)| job.clone()) else { return };
         let spec = state.jobs.get(&job).map(|definition| definition.spec.clone());
         let Some((spec, mut record)) = spec.zip(state.suspended.remove(&job)) else { return };
+        let spec = record.spec.clone().unwrap_or(spec);
         drop(state);
         record.session.state = SessionState::Pending;
         self.launch_with(spec, record, |handle| handle.cancel.cancel());
+    }
+}
+
+/// What a session that is over means for its job.
+pub(super) fn outcome(session: &Session) -> Outcome {
+    let helps = session.error.as_ref().is_some_and(|error| error.retry);
+    match session.state {
+        _ if session.restore_point.is_some() => Outcome::Sealed,
+        SessionState::Failed if helps => Outcome::Failed(session.retry_number),
+        _ => Outcome::Over,
     }
 }
 
@@ -199,6 +226,9 @@ fn blank(spec: &JobSpec) -> Session {
         consistent: None,
         warnings: Vec::new(),
         compression: None,
+        retry_number: 0,
+        waits_for: None,
+        stalled: None,
         error: None,
     }
 }

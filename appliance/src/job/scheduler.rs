@@ -5,11 +5,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vbr_api::{Moment, RunRequest};
+use vbr_api::{JobSpec, Moment, RunRequest};
 
 use super::manager::JobManager;
 use super::parts::Parts;
-use crate::schedule::agenda::{Past, Task};
+use super::running::outcome;
+use crate::schedule::agenda::{Outcome, Past, Task};
+use crate::schedule::retry::RetryRule;
 use crate::schedule::rule::Rule;
 
 /// A clock that jumps is noticed after this long.
@@ -29,15 +31,23 @@ impl JobManager {
         let mut state = self.lock();
         let Some(definition) = state.jobs.get(job) else { return };
         let rule = Rule::parse(job, &definition.spec.schedule, self.window.as_ref());
+        let last = state.last.get(job);
+        let failed = last.and_then(|session| match outcome(session) {
+            Outcome::Failed(number) => Some((session.ended_at?, number)),
+            _ => None,
+        });
         let past = Past {
             created: definition.created_at,
-            started: state.last.get(job).map(|session| session.started_at),
+            started: last.map(|session| session.started_at),
             sealed: state.last_success.get(job).copied(),
+            rescheduled: definition.rescheduled_at,
+            failed,
         };
+        let retry = RetryRule::parse(&definition.spec.retry);
         let enabled = definition.spec.enabled;
-        match rule {
-            Ok(rule) if enabled => state.agenda.put(job, rule, past),
-            Ok(rule) => state.agenda.put(job, rule.by_order(), past),
+        match rule.and_then(|rule| Ok((rule, retry?))) {
+            Ok((rule, retry)) if enabled => state.agenda.put(job, rule, retry, past),
+            Ok((rule, _)) => state.agenda.put(job, rule.by_order(), RetryRule::NONE, past),
             Err(why) => {
                 tracing::error!(job, %why, "the job's schedule cannot be read; it runs by order only")
             }
@@ -72,8 +82,9 @@ impl JobManager {
         }
         let tasks = self.lock().agenda.tasks(Moment::now());
         for task in tasks {
-            let (Task::Start(job) | Task::Resume(job) | Task::Suspend(job)) = &task;
+            let (Task::Start(job) | Task::Retry(job, ..) | Task::Resume(job) | Task::Suspend(job)) = &task;
             let state = self.lock();
+            let allow_live = state.allow_live.contains(job);
             let spec = state.jobs.get(job).map(|definition| definition.spec.clone());
             let running = state.running.values().find(|handle| handle.view().job == *job).cloned();
             drop(state);
@@ -84,12 +95,23 @@ impl JobManager {
                 }
                 (Task::Start(_) | Task::Resume(_), Some(spec), None) => {
                     tracing::info!(job, resumes = matches!(task, Task::Resume(_)), "the job is due");
-                    if let Err(problem) = self.start_session(spec, RunRequest::default(), false) {
-                        tracing::error!(job, %problem, "a job that is due cannot start");
-                    }
+                    self.start_due(spec, RunRequest::default(), false, 0);
+                }
+                (Task::Retry(_, number, ordered), Some(spec), None) => {
+                    tracing::info!(job, number, of = spec.retry.count, "the job is tried again");
+                    // As it was ordered.
+                    let request = RunRequest { allow_live: *ordered && allow_live };
+                    self.start_due(spec, request, *ordered, *number);
                 }
                 _ => {}
             }
+        }
+    }
+
+    fn start_due(self: &Arc<Self>, spec: JobSpec, request: RunRequest, ordered: bool, retry: u32) {
+        let job = spec.name.clone();
+        if let Err(problem) = self.start_session(spec, request, ordered, retry) {
+            tracing::error!(job, %problem, "a job that is due cannot start");
         }
     }
 }

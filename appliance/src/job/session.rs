@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use vbr_api::{Session, SessionState, StageLoad};
+use vbr_api::{Session, SessionState, StageLoad, WaitsFor};
 
 use crate::busy::BusyClock;
+use crate::wire::SessionSender;
 
 /// Rate is taken over this long.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
@@ -29,8 +30,23 @@ pub struct Clocks {
     pub network: BusyClock,
 }
 
+/// What a session is at, as far as that can be seen from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signs {
+    /// A read of a source disk has not returned.
+    pub source_host: bool,
+    /// Nor has the repository.
+    pub source_mover: bool,
+    /// Something is being named or compressed.
+    pub source_accelerator: bool,
+    /// Bytes that wait for their share of the link.
+    pub queued_bytes: usize,
+}
+
 struct Inner {
     session: Session,
+    /// The way out of the attempt that runs.
+    sender: Option<SessionSender>,
     samples: VecDeque<(Instant, u64)>,
     /// Milliseconds busy at the target: accelerator, mover, host.
     target_busy: [u64; 3],
@@ -59,6 +75,7 @@ impl SessionHandle {
         Arc::new(Self {
             inner: Mutex::new(Inner {
                 session,
+                sender: None,
                 samples: VecDeque::new(),
                 target_busy: [0; 3],
                 active_since: None,
@@ -95,6 +112,48 @@ impl SessionHandle {
     pub fn update(&self, change: impl FnOnce(&mut Session)) {
         change(&mut self.lock().session);
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// The same, only where it is so.
+    pub fn update_where(&self, so: impl FnOnce(&Session) -> bool, change: impl FnOnce(&mut Session)) {
+        let mut inner = self.lock();
+        if so(&inner.session) {
+            change(&mut inner.session);
+            drop(inner);
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// The slot it waits for.
+    pub fn note_wait(&self, wait: Option<WaitsFor>) {
+        self.update_where(|session| session.waits_for != wait, |session| session.waits_for.clone_from(&wait));
+    }
+
+    /// The way out of the attempt that runs; none when it ends.
+    pub fn attach(&self, sender: Option<SessionSender>) {
+        self.lock().sender = sender;
+    }
+
+    /// What the session is at.
+    pub fn signs(&self) -> Signs {
+        let sender = self.lock().sender.clone();
+        Signs {
+            source_host: self.clocks.source_host.is_busy(),
+            source_mover: self.clocks.source_mover.is_busy(),
+            source_accelerator: self.clocks.source_accelerator.is_busy(),
+            queued_bytes: sender.map_or(0, |sender| sender.queued_bytes()),
+        }
+    }
+
+    /// Counters of which one moves while the session does: bytes read, changed and sent, what is settled, and
+    /// what each stage has finished.
+    pub fn progress(&self) -> [u64; 8] {
+        let inner = self.lock();
+        let settled = inner.session.disks.iter().map(|disk| disk.processed_bytes).sum();
+        let bytes = &inner.session.bytes;
+        let [host, mover, accelerator, _] = self.micros();
+        let target = inner.target_busy.iter().sum();
+        [bytes.read, bytes.changed, bytes.sent_wire, settled, host, mover, accelerator, target]
     }
 
     /// Changes figures without waking anybody; the driver's ticker does that twice a second.

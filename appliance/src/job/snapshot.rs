@@ -25,7 +25,8 @@ impl Driver {
         let request = self.snapshot_request(disks);
         let identity = self.record.snapshot_identity.clone();
         let (wish, allow_live) = (self.spec.free_space, self.record.allow_live);
-        let taken = tokio::task::spawn_blocking(move || {
+        let handle = self.handle.clone();
+        let take = move || {
             let reopened = match identity {
                 Some(identity) => host.reopen(&request, &identity).map_err(Problem::from)?,
                 None => None,
@@ -36,10 +37,12 @@ impl Driver {
                 None => host.snapshot(&request).map_err(Problem::from)?,
             };
             mask(snapshot, wish, allow_live).map(|(snapshot, free)| (snapshot, free, again))
-        });
-        let (snapshot, free, reopened) = taken
+        };
+        let taken = tokio::task::spawn_blocking(move || handle.clocks.source_host.time(take));
+        let (mut snapshot, free, reopened) = taken
             .await
             .map_err(|e| Problem::new("internal", "taking a snapshot", e.to_string(), "report this"))??;
+        self.parts.ceilings.limit(self.host_name(), &mut snapshot);
         self.free = free.into();
         if !reopened {
             self.record.snapshot_at_ms = snapshot.taken_at.as_millisecond();

@@ -5,6 +5,9 @@
 //! thirty branches do not start in the same second, each job starts a while later than said, always the same
 //! for one job: up to five minutes, at most a tenth of the time to the next run, or of the window.
 //!
+//! What failed and may be mended by trying again is tried again, as often as its job says, in its windows. The
+//! next regular run takes the place of such a try. A job that runs continuously needs none.
+//!
 //! Not its job: slots and priorities among jobs that are due; what becomes of a session. Bound: an entry a job.
 
 use std::collections::BTreeMap;
@@ -12,6 +15,7 @@ use std::collections::BTreeMap;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
+use super::retry::RetryRule;
 use super::rule::{Rule, When};
 
 /// Starts are spread over this long at most.
@@ -50,6 +54,19 @@ struct Entry {
     created: Timestamp,
     /// Sessions in a row that failed.
     failures: u32,
+    retry: RetryRule,
+    /// The try to come.
+    pending: Option<Pending>,
+    /// Of its pauses.
+    salt: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    number: u32,
+    at: Timestamp,
+    /// Of what somebody ordered: windows do not hold it.
+    ordered: bool,
 }
 
 /// What is to be done.
@@ -57,6 +74,8 @@ struct Entry {
 pub enum Task {
     /// A session is due.
     Start(String),
+    /// A session failed; this is its next try, of what somebody had ordered where true.
+    Retry(String, u32, bool),
     /// The window of a suspended session is open.
     Resume(String),
     /// The window of a running session is closed.
@@ -72,6 +91,21 @@ pub struct Past {
     pub started: Option<Timestamp>,
     /// When it last succeeded.
     pub sealed: Option<Timestamp>,
+    /// Its schedule was changed: what was due before is not made up for.
+    pub rescheduled: Option<Timestamp>,
+    /// Its last session failed, at that moment, as that try (0: the first), and trying again may help.
+    pub failed: Option<(Timestamp, u32)>,
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// With a restore point.
+    Sealed,
+    /// It failed as that try (0: the first), and trying again may help.
+    Failed(u32),
+    /// It failed, and another try would; or somebody ended it.
+    Over,
 }
 
 /// See the module.
@@ -90,14 +124,16 @@ impl Agenda {
     }
 
     /// A job that may run by itself; one that is known keeps what it did.
-    pub fn put(&mut self, job: &str, rule: Rule, past: Past) {
+    pub fn put(&mut self, job: &str, rule: Rule, retry: RetryRule, past: Past) {
         if let Some(entry) = self.jobs.get_mut(job) {
-            entry.rule = rule;
+            let kept = |pending: &Pending| pending.number <= retry.count && rule.when != When::Continuous;
+            entry.pending = entry.pending.filter(kept);
+            (entry.rule, entry.retry) = (rule, retry);
             return;
         }
         let hash = blake3::hash(&[&self.seed.to_le_bytes(), job.as_bytes()].concat());
         let part = hash.as_bytes().first_chunk().map_or(0, |bytes| u16::from_le_bytes(*bytes));
-        let entry = Entry {
+        let mut entry = Entry {
             rule,
             offset: f64::from(part) / 65_536.0,
             since: past.started.unwrap_or(past.created),
@@ -107,8 +143,26 @@ impl Agenda {
             sealed: past.sealed,
             created: past.created,
             failures: 0,
+            retry,
+            pending: None,
+            salt: hash.as_bytes().last_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)),
         };
+        if let Some(at) = past.rescheduled {
+            entry.rescheduled(at);
+        }
+        if let Some((ended, number)) = past.failed {
+            // Who ordered it is not known any more.
+            entry.fail(number, false, ended);
+        }
         self.jobs.insert(job.to_owned(), entry);
+    }
+
+    /// The job's schedule is another one from now on. What it would have made up for is not due, but an interval
+    /// counts from the last start: a shorter one is overdue at once.
+    pub fn reschedule(&mut self, job: &str, now: Timestamp) {
+        if let Some(entry) = self.jobs.get_mut(job) {
+            entry.rescheduled(now);
+        }
     }
 
     /// The job is gone, or disabled.
@@ -116,13 +170,14 @@ impl Agenda {
         self.jobs.remove(job);
     }
 
-    /// A session began or goes on.
-    pub fn started(&mut self, job: &str, ordered: bool, now: Timestamp) {
+    /// A session began or goes on. `retry`: as that try after a failure; 0 for none.
+    pub fn started(&mut self, job: &str, ordered: bool, retry: u32, now: Timestamp) {
         let Some(entry) = self.jobs.get_mut(job) else { return };
         let resumed = entry.doing == Doing::Suspended;
         entry.doing = Doing::Running(ordered);
-        if resumed {
-            return;
+        entry.pending = None;
+        if resumed || retry > 0 {
+            return; // Part of the run that began earlier.
         }
         entry.since = match entry.rule.when {
             // The beat goes on from what was due.
@@ -144,14 +199,29 @@ impl Agenda {
     }
 
     /// A session is over.
-    pub fn ended(&mut self, job: &str, sealed: bool, now: Timestamp) {
+    pub fn ended(&mut self, job: &str, outcome: Outcome, now: Timestamp) {
         let Some(entry) = self.jobs.get_mut(job) else { return };
+        let ordered = entry.doing == Doing::Running(true);
         entry.doing = Doing::Nothing;
         entry.ended = Some(now);
-        entry.failures = if sealed { 0 } else { entry.failures.saturating_add(1) };
-        if sealed {
-            entry.sealed = Some(now);
+        entry.pending = None;
+        entry.failures = entry.failures.saturating_add(1);
+        match outcome {
+            Outcome::Sealed => {
+                entry.failures = 0;
+                entry.sealed = Some(now);
+            }
+            Outcome::Failed(number) => entry.fail(number, ordered, now),
+            Outcome::Over => {}
         }
+    }
+
+    /// The try that follows a failure: its number, of how many, when. None where a regular run comes first.
+    pub fn retry(&self, job: &str, now: Timestamp) -> Option<(u32, u32, Timestamp)> {
+        let entry = self.jobs.get(job).filter(|entry| entry.doing == Doing::Nothing)?;
+        let (pending, at) = self.again(entry, now)?;
+        let first = self.start(entry, now).is_none_or(|start| at < start);
+        first.then_some((pending.number, entry.retry.count, at))
     }
 
     /// True where the windows of a job are open.
@@ -172,7 +242,10 @@ impl Agenda {
         match entry.doing {
             Doing::Running(_) => None,
             Doing::Suspended => entry.rule.open_from(now, &self.zone),
-            Doing::Nothing => self.start(entry, now),
+            Doing::Nothing => {
+                let again = self.again(entry, now).map(|(_, at)| at);
+                again.into_iter().chain(self.start(entry, now)).min()
+            }
         }
     }
 
@@ -182,6 +255,8 @@ impl Agenda {
             // The clock went back: nothing is put off by that.
             entry.since = entry.since.min(now);
             entry.ended = entry.ended.map(|ended| ended.min(now));
+            let longest = now.saturating_add(entry.retry.longest()).unwrap_or(now);
+            entry.pending = entry.pending.map(|pending| Pending { at: pending.at.min(longest), ..pending });
         }
         let task = |(job, entry): (&String, &Entry)| match entry.doing {
             Doing::Running(true) => None,
@@ -189,9 +264,12 @@ impl Agenda {
                 (!entry.rule.is_open(now, &self.zone)).then(|| Task::Suspend(job.clone()))
             }
             Doing::Suspended => entry.rule.is_open(now, &self.zone).then(|| Task::Resume(job.clone())),
+            Doing::Nothing if self.start(entry, now).is_some_and(|start| start <= now) => {
+                Some(Task::Start(job.clone()))
+            }
             Doing::Nothing => {
-                let due = self.start(entry, now).is_some_and(|start| start <= now);
-                due.then(|| Task::Start(job.clone()))
+                let again = self.again(entry, now).filter(|(_, at)| *at <= now);
+                again.map(|(pending, _)| Task::Retry(job.clone(), pending.number, pending.ordered))
             }
         };
         self.jobs.iter().filter_map(task).collect()
@@ -205,6 +283,20 @@ impl Agenda {
             _ => self.next(job, now),
         };
         self.jobs.iter().filter_map(of).min()
+    }
+
+    /// The try to come, and when: windows hold it, unless it is one of what somebody ordered.
+    fn again(&self, entry: &Entry, now: Timestamp) -> Option<(Pending, Timestamp)> {
+        let pending = entry.pending?;
+        let from = pending.at.max(now);
+        match pending.ordered || entry.rule.is_open(from, &self.zone) {
+            true => Some((pending, pending.at)),
+            false => {
+                let opens = entry.rule.open_from(from, &self.zone)?;
+                let regular = self.due(entry).is_some_and(|(due, _)| due <= opens);
+                (!regular).then_some((pending, opens))
+            }
+        }
     }
 
     fn start(&self, entry: &Entry, now: Timestamp) -> Option<Timestamp> {
@@ -262,5 +354,23 @@ impl Agenda {
                 Some((entry.ended.unwrap_or(entry.since).saturating_add(rest).ok()?, SignedDuration::ZERO))
             }
         }
+    }
+}
+
+impl Entry {
+    fn rescheduled(&mut self, at: Timestamp) {
+        if matches!(self.rule.when, When::At(_) | When::After(_)) {
+            self.since = self.since.max(at);
+        }
+    }
+
+    /// A session failed as that try: is there another one?
+    fn fail(&mut self, number: u32, ordered: bool, at: Timestamp) {
+        let number = number.saturating_add(1);
+        if number > self.retry.count || self.rule.when == When::Continuous {
+            return;
+        }
+        let at = at.saturating_add(self.retry.pause(number, self.salt)).unwrap_or(at);
+        self.pending = Some(Pending { number, at, ordered });
     }
 }

@@ -3,9 +3,10 @@
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use vbr_api::Schedule;
+use vbr_api::{Retry, Schedule};
 
-use super::agenda::{Agenda, Past, Task};
+use super::agenda::{Agenda, Outcome, Past, Task};
+use super::retry::RetryRule;
 use super::rule::Rule;
 
 const MINUTE: i64 = 60;
@@ -25,13 +26,17 @@ fn daily(time: &str) -> Schedule {
 }
 
 fn past() -> Past {
-    Past { created: at(0), started: None, sealed: None }
+    Past { created: at(0), started: None, sealed: None, rescheduled: None, failed: None }
+}
+
+fn tries(count: u32, minutes: u64) -> RetryRule {
+    RetryRule::parse(&Retry { count, pause_ms: minutes * 60_000 }).unwrap()
 }
 
 fn agenda(jobs: &[(&str, Schedule)]) -> Agenda {
     let mut agenda = Agenda::new(TimeZone::UTC, 7);
     for (job, schedule) in jobs {
-        agenda.put(job, Rule::parse(job, schedule, None).unwrap(), past());
+        agenda.put(job, Rule::parse(job, schedule, None).unwrap(), tries(3, 5), past());
     }
     agenda
 }
@@ -41,42 +46,66 @@ struct Site {
     agenda: Agenda,
     /// Seconds that a session takes.
     takes: i64,
-    running: Vec<(String, i64)>,
+    running: Vec<(String, i64, u32)>,
     began: Vec<(String, i64)>,
     suspended: usize,
+    /// Sessions that fail, by their place among all that ended.
+    fails: fn(usize) -> bool,
+    ended: usize,
+    /// Tries after failures: job, number, second.
+    tried: Vec<(String, u32, i64)>,
 }
 
 impl Site {
     fn new(agenda: Agenda, takes: i64) -> Self {
-        Self { agenda, takes, running: Vec::new(), began: Vec::new(), suspended: 0 }
+        Self {
+            agenda,
+            takes,
+            running: Vec::new(),
+            began: Vec::new(),
+            suspended: 0,
+            fails: |_| false,
+            ended: 0,
+            tried: Vec::new(),
+        }
     }
 
     /// From one second to another; the appliance is up.
     fn run(&mut self, seconds: std::ops::Range<i64>) {
         let mut now = seconds.start;
         while now < seconds.end {
-            let ended: Vec<_> = self.running.extract_if(.., |(_, end)| *end <= now).collect();
-            ended.iter().for_each(|(job, _)| self.agenda.ended(job, true, at(now)));
+            let ended: Vec<_> = self.running.extract_if(.., |(_, end, _)| *end <= now).collect();
+            for (job, _, number) in ended {
+                let fails = (self.fails)(self.ended);
+                self.ended += 1;
+                let outcome = if fails { Outcome::Failed(number) } else { Outcome::Sealed };
+                self.agenda.ended(&job, outcome, at(now));
+            }
             for task in self.agenda.tasks(at(now)) {
                 match task {
                     Task::Start(job) => {
-                        self.agenda.started(&job, false, at(now));
+                        self.agenda.started(&job, false, 0, at(now));
                         self.began.push((job.clone(), now));
-                        self.running.push((job, now + self.takes));
+                        self.running.push((job, now + self.takes, 0));
+                    }
+                    Task::Retry(job, number, ordered) => {
+                        self.agenda.started(&job, ordered, number, at(now));
+                        self.tried.push((job.clone(), number, now));
+                        self.running.push((job, now + self.takes, number));
                     }
                     Task::Resume(job) => {
-                        self.agenda.started(&job, false, at(now));
-                        self.running.push((job, now + self.takes / 2));
+                        self.agenda.started(&job, false, 0, at(now));
+                        self.running.push((job, now + self.takes / 2, 0));
                     }
                     Task::Suspend(job) => {
-                        self.running.retain(|(running, _)| *running != job);
+                        self.running.retain(|(running, ..)| *running != job);
                         self.agenda.suspended(&job);
                         self.suspended += 1;
                     }
                 }
             }
             let wake = self.agenda.wake(at(now)).map(|wake| wake.as_second() - at(0).as_second());
-            let end = self.running.iter().map(|(_, end)| *end).min();
+            let end = self.running.iter().map(|(_, end, _)| *end).min();
             now = wake.into_iter().chain(end).map(|next| next.max(now + 1)).min().unwrap_or(seconds.end);
         }
     }
@@ -141,7 +170,7 @@ fn a_window_suspends_and_goes_on() {
 fn an_order_is_not_ended_by_a_window() {
     let window = Some("20:00-22:00".to_owned());
     let mut agenda = agenda(&[("web", Schedule { window, ..Schedule::default() })]);
-    agenda.started("web", true, at(HOUR));
+    agenda.started("web", true, 0, at(HOUR));
     assert!(agenda.tasks(at(2 * HOUR)).is_empty());
 }
 
@@ -164,16 +193,113 @@ fn failures_of_a_continuous_job_rest_longer() {
     let mut now = at(0);
     let mut rests = Vec::new();
     for _ in 0..7 {
-        agenda.started("web", false, now);
-        agenda.ended("web", false, now);
+        agenda.started("web", false, 0, now);
+        agenda.ended("web", Outcome::Failed(0), now);
         let next = agenda.next("web", now).unwrap();
         rests.push(next.duration_since(now).as_secs());
         now = next;
     }
     assert_eq!(rests, [60, 120, 240, 480, 900, 900, 900]);
-    agenda.started("web", false, now);
-    agenda.ended("web", true, now);
+    agenda.started("web", false, 0, now);
+    agenda.ended("web", Outcome::Sealed, now);
     assert_eq!(agenda.next("web", now).unwrap().duration_since(now), SignedDuration::from_secs(5));
+}
+
+#[test]
+fn what_failed_is_tried_again_as_often_as_said() {
+    let mut site = Site::new(agenda(&[("web", daily("02:00"))]), 60);
+    site.fails = |ended| ended < 4 || ended == 5;
+    site.run(0..71 * HOUR);
+    // The first night: four failures. The second: at once. The third: one failure, and the first try succeeds.
+    assert_eq!(site.starts("web").len(), 3, "{:?}", site.began);
+    let tried: Vec<u32> = site.tried.iter().map(|(_, number, _)| *number).collect();
+    assert_eq!(tried, [1, 2, 3, 1]);
+    let mut before = site.starts("web")[0] + 60;
+    for ((_, number, at), minutes) in site.tried.iter().zip([5, 10, 20]) {
+        let pause = at - before;
+        assert!((minutes * MINUTE..=minutes * 66).contains(&pause), "try {number} after {pause} s");
+        before = at + 60;
+    }
+}
+
+#[test]
+fn a_regular_run_takes_the_place_of_a_try() {
+    let mut site = Site::new(agenda(&[("web", every(4))]), 60);
+    site.fails = |_| true;
+    site.run(0..HOUR);
+    assert!(site.tried.is_empty() && site.starts("web").len() >= 14, "{:?}", site.tried);
+    let mut agenda = agenda(&[("web", every(4))]);
+    agenda.started("web", false, 0, at(0));
+    agenda.ended("web", Outcome::Failed(0), at(60));
+    assert_eq!(agenda.retry("web", at(60)), None);
+    assert!(agenda.next("web", at(60)).unwrap() < at(5 * MINUTE));
+}
+
+#[test]
+fn an_order_is_tried_again_outside_the_window_and_a_due_run_is_not() {
+    let window = Some("20:00-22:00".to_owned());
+    let schedule = Schedule { window, ..daily("20:00") };
+    for ordered in [true, false] {
+        let mut agenda = agenda(&[("web", schedule.clone())]);
+        agenda.started("web", ordered, 0, at(22 * HOUR - 90));
+        agenda.ended("web", Outcome::Failed(0), at(22 * HOUR - 30));
+        let (number, of, when) = agenda.retry("web", at(22 * HOUR)).unwrap_or((0, 0, at(0)));
+        if ordered {
+            assert_eq!((number, of), (1, 3));
+            assert!(when < at(22 * HOUR + 6 * MINUTE));
+            assert_eq!(agenda.tasks(when), [Task::Retry("web".into(), 1, true)]);
+        } else {
+            // It would wait for the window, and there the regular run takes its place.
+            assert_eq!(number, 0);
+            assert!(agenda.next("web", at(22 * HOUR)).unwrap() >= at(44 * HOUR));
+            assert!(agenda.tasks(at(23 * HOUR)).is_empty());
+            assert_eq!(agenda.tasks(at(44 * HOUR + 10 * MINUTE)).len(), 1);
+        }
+    }
+}
+
+#[test]
+fn what_no_try_mends_is_not_tried() {
+    let mut agenda = agenda(&[("web", daily("02:00"))]);
+    agenda.started("web", false, 0, at(0));
+    agenda.ended("web", Outcome::Over, at(60));
+    assert_eq!(agenda.retry("web", at(60)), None);
+    agenda.started("web", false, 0, at(100));
+    agenda.ended("web", Outcome::Failed(0), at(160));
+    assert!(agenda.retry("web", at(160)).is_some());
+    // Disabled meanwhile.
+    agenda.put("web", Rule::parse("web", &daily("02:00"), None).unwrap().by_order(), RetryRule::NONE, past());
+    assert_eq!((agenda.retry("web", at(160)), agenda.next("web", at(160))), (None, None));
+}
+
+#[test]
+fn a_restart_forgets_no_try() {
+    let mut before = agenda(&[("web", daily("02:00"))]);
+    before.started("web", false, 0, at(2 * HOUR));
+    before.ended("web", Outcome::Failed(1), at(2 * HOUR + 60));
+    let rule = Rule::parse("web", &daily("02:00"), None).unwrap();
+    let mut after = Agenda::new(TimeZone::UTC, 7);
+    let failed = Some((at(2 * HOUR + 60), 1));
+    after.put("web", rule, tries(3, 5), Past { started: Some(at(2 * HOUR)), failed, ..past() });
+    let try_ = before.retry("web", at(2 * HOUR + 61));
+    assert!(matches!(try_, Some((2, 3, _))), "{try_:?}");
+    assert_eq!(try_, after.retry("web", at(2 * HOUR + 61)));
+}
+
+#[test]
+fn a_new_schedule_makes_up_for_nothing() {
+    let mut agenda = agenda(&[("web", Schedule::default())]);
+    agenda.put("web", Rule::parse("web", &daily("02:00"), None).unwrap(), tries(3, 5), past());
+    let now = at(100 * HOUR);
+    agenda.reschedule("web", now);
+    let next = agenda.next("web", now).unwrap();
+    assert!(next >= at(122 * HOUR) && next < at(123 * HOUR), "{next}");
+    // An interval that is over since the last start is due.
+    agenda.started("web", true, 0, now);
+    agenda.ended("web", Outcome::Sealed, now);
+    agenda.put("web", Rule::parse("web", &every(60), None).unwrap(), tries(3, 5), past());
+    agenda.reschedule("web", at(103 * HOUR));
+    assert!(agenda.next("web", at(103 * HOUR)).unwrap() < at(103 * HOUR));
 }
 
 #[test]
@@ -181,7 +307,7 @@ fn sites_do_not_start_in_the_same_second() {
     let starts: std::collections::BTreeSet<i64> = (0..30)
         .map(|seed| {
             let mut agenda = Agenda::new(TimeZone::UTC, seed);
-            agenda.put("web", Rule::parse("web", &daily("02:00"), None).unwrap(), past());
+            agenda.put("web", Rule::parse("web", &daily("02:00"), None).unwrap(), tries(3, 5), past());
             agenda.next("web", at(0)).unwrap().as_second() - at(2 * HOUR).as_second()
         })
         .collect();
@@ -224,7 +350,11 @@ proptest! {
     /// Over four days, whatever the rules: every job that is not after another one runs within a day of being due, never
     /// outside its window, never twice at once; and the same seed gives the same starts.
     #[test]
-    fn every_due_job_runs(schedules in prop::collection::vec(schedule(), 1..6), takes in 1i64..3000) {
+    fn every_due_job_runs(
+        schedules in prop::collection::vec(schedule(), 1..6),
+        takes in 1i64..3000,
+        failing in 0usize..3,
+    ) {
         let jobs: Vec<(String, Schedule)> =
             schedules.into_iter().enumerate().map(|(n, schedule)| (format!("j{n}"), schedule)).collect();
         let jobs: Vec<(&str, Schedule)> = jobs.iter()
@@ -232,11 +362,20 @@ proptest! {
             .map(|(name, schedule)| (name.as_str(), schedule.clone())).collect();
         let run = || {
             let mut site = Site::new(agenda(&jobs), takes);
+            let fails: [fn(usize) -> bool; 3] = [|_| false, |ended| ended % 3 != 0, |_| true];
+            site.fails = fails[failing];
             site.run(0..96 * HOUR);
             site
         };
         let site = run();
-        prop_assert_eq!(&site.began, &run().began);
+        let again = run();
+        prop_assert_eq!((&site.began, &site.tried), (&again.began, &again.tried));
+        for (job, number, start) in &site.tried {
+            let (_, schedule) = jobs.iter().find(|(name, _)| name == job).unwrap();
+            let rule = Rule::parse(job, schedule, None).unwrap();
+            prop_assert!(*number >= 1 && *number <= 3 && !schedule.continuous, "{} try {}", job, number);
+            prop_assert!(rule.is_open(at(*start), &TimeZone::UTC), "{} is tried at {}", job, start);
+        }
         for (job, schedule) in &jobs {
             let starts = site.starts(job);
             let rule = Rule::parse(job, schedule, None).unwrap();

@@ -1,12 +1,17 @@
 //! When a job is due. Sans-IO: time is handed in.
 //!
 //! `calendar`: expressions in systemd's syntax. `window`: the hours in which something may run. `rule`: both, as a
-//! job has them. `agenda`: which of all jobs is due.
+//! job has them. `retry`: what follows a failure. `agenda`: which of all jobs is due. `resources`: which of those
+//! that are due have slots to run.
 
 pub mod agenda;
 #[cfg(test)]
 mod agenda_tests;
 pub mod calendar;
+pub mod resources;
+#[cfg(test)]
+mod resources_tests;
+pub mod retry;
 pub mod rule;
 pub mod window;
 

@@ -29,9 +29,11 @@ use crate::control::{self, Api};
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::{HostConfig, HostRegistry};
-use crate::job::{JobManager, SourceStores, TargetService};
+use crate::job::{JobManager, SourceStores, SourceWaits, StallBounds, TargetService};
+use crate::limits::SOURCE_SESSIONS_MAX;
 use crate::repository::datastore::{DatastoreConfig, Datastores};
 use crate::repository::source::SourceRepository;
+use crate::schedule::resources::Bounds;
 use crate::telemetry::logs::LogHandle;
 use crate::throttle::Rules;
 use crate::wire::{TransportKind, Wire, WireConfig, write_private};
@@ -108,6 +110,9 @@ impl Appliance {
                 keep_sent: config.accelerator.keep_sent,
                 look_for_bases: config.accelerator.bases,
                 window: config.window.clone(),
+                waits: source_waits(&config),
+                slots: slots(&config),
+                latency_ceiling: config.resources.latency_ceiling,
             };
             let start = move || JobManager::start(&directory, database, source, wire, hosts, tasks, stop);
             blocking("starting the jobs", start).await?
@@ -226,6 +231,20 @@ async fn bind_metrics(address: Option<SocketAddr>) -> Result<Option<TcpListener>
 async fn serve_metrics(api: Api, listener: TcpListener) {
     if let Err(error) = control::serve_metrics(api, listener).await {
         tracing::error!(%error, "the metrics are not served any more");
+    }
+}
+
+fn source_waits(config: &Config) -> SourceWaits {
+    let stall = StallBounds { warning: config.waits.stall_warning, cut: config.waits.stall_cut };
+    SourceWaits { link: config.waits.link, stall }
+}
+
+fn slots(config: &Config) -> Bounds {
+    Bounds {
+        site: SOURCE_SESSIONS_MAX as u32,
+        host: config.resources.host_slots,
+        link: config.resources.link_slots,
+        datastore: config.resources.datastore_slots,
     }
 }
 

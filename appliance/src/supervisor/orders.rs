@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vbr_api::{
-    GrantRequest, Host, Invite, InviteRequest, Job, JobSpec, JoinRequest, Peer, Plan, Repository,
+    GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobSpec, JoinRequest, Peer, Plan, Repository,
     RepositoryReport, RunRequest, Session, Vm,
 };
 
@@ -120,6 +120,9 @@ impl JobOrders for Jobs {
     }
     fn set_enabled(&self, name: &str, enabled: bool) -> Result<Job, Problem> {
         self.0.set_enabled(name, enabled)
+    }
+    fn edit(&self, name: &str, edit: JobEdit) -> Result<Job, Problem> {
+        self.0.edit(name, edit)
     }
     fn remove(&self, name: &str) -> Result<(), Problem> {
         self.0.remove(name)

@@ -5,7 +5,7 @@ use serde_json::json;
 use vbr_api::Host;
 
 use super::Yes;
-use super::job::create::absolute;
+use super::job::options::absolute;
 use crate::client::encode;
 use crate::context::Context;
 use crate::exit::Exit;

@@ -14,7 +14,7 @@ pub fn healthy(request: &Request) -> Answer {
         "GET /v1/jobs" => list(samples::job("web")),
         "GET /v1/jobs/web" | "POST /v1/jobs/web/disable" => ok(samples::job("web")),
         "POST /v1/jobs" if request.body.contains("\"new\"") => Answer::Json(201, samples::job("new")),
-        "POST /v1/jobs" => ok(samples::job("web")),
+        "POST /v1/jobs" | "PATCH /v1/jobs/web" => ok(samples::job("web")),
         "GET /v1/jobs/web/history" | "GET /v1/sessions" => list(samples::session("warning", 10_737_418_240)),
         "GET /v1/jobs/web/plan" => ok(
             r#"{"schema":1,"job":"web","mode":"incremental","virtual_bytes":10737418240,"read_bytes":10737418240,"changed_bytes":268435456,"zero_bytes":0,"known_bytes":167772160,"unseen_bytes":100663296,"send_bytes":41943040,"duration_ms":42000,"retires":["20261101t000000z-0001"]}"#,
@@ -136,6 +136,11 @@ fn usage_errors_are_two_in_both_forms() {
         &["throttle", "set", "office", "--rate", "8Mbit", "--peer", "dr", "--network", "10.0.0.0/8"],
         &["throttle", "clear"],
         &["throttle", "clear", "office", "--all"],
+        &["job", "create", "web", "--disk", "/a", "--target", "dr", "--retry", "often"],
+        &["job", "create", "web", "--disk", "/a", "--target", "dr", "--priority", "urgent"],
+        &["job", "edit", "web"],
+        &["job", "edit", "web", "--every", "1h", "--manual"],
+        &["job", "edit", "web", "--keep", "0"],
         &["job", "run", "web", "--timeout", "5"],
         &["job", "run", "web", "--timeout", "5m"],
         &["job", "create", "web", "--disk", "/a", "--target", "dr", "--keep-daily", "0"],
@@ -222,6 +227,17 @@ fn create_is_idempotent_and_sends_absolute_paths() {
     assert_eq!((&body["keep"], &body["enabled"]), (&14.into(), &true.into()));
     let run = fake.run(&["job", "create", "web", "--disk", "/srv/vm/web.img", "--target", "dr"]);
     assert_eq!((run.code, run.out.as_str()), (0, "job web unchanged\n"));
+}
+
+#[test]
+fn an_edit_sends_what_is_named() {
+    let fake = Fake::start(healthy);
+    let run = fake.run(&["job", "edit", "web", "--priority", "low", "--window", "any", "--drop-disks"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "job web unchanged\n"), "{run:?}");
+    let body: serde_json::Value = serde_json::from_str(&fake.seen.lock().unwrap()[1].body).unwrap();
+    let change = serde_json::json!({"priority": "low", "schedule": {"window": null}});
+    assert_eq!((&body["change"], &body["drop_disks"]), (&change, &true.into()));
+    assert_eq!(fake.run(&["job", "edit", "missing", "--manual"]).code, 5);
 }
 
 #[test]

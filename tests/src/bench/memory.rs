@@ -23,8 +23,13 @@ pub fn peaks(effort: &Effort) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+/// All ten run at once.
+const SLOTS: &str = "[resources]\nhost_slots = 16\nlink_slots = 16\ndatastore_slots = 16\n";
+
 fn ten_at_once(effort: &Effort) -> Result<Vec<Figure>> {
-    let world = World::paired(&WorldSpec { cache_size: "4GiB".into(), ..WorldSpec::default() })?;
+    let source_toml = SLOTS.to_owned();
+    let spec = WorldSpec { cache_size: "4GiB".into(), source_toml, ..WorldSpec::default() };
+    let world = World::paired(&spec)?;
     let disks: Vec<(String, PathBuf)> =
         (0..10).map(|n| (format!("vm{n}"), world.path(&format!("vm{n}.img")))).collect();
     for (number, (job, image)) in disks.iter().enumerate() {

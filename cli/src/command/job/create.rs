@@ -1,20 +1,17 @@
 //! `vbrctl job create`: from options, a file, or both (options win).
 
-use std::fs;
-use std::path::{Component, Path, PathBuf};
-use std::str::FromStr;
-use std::time::Duration;
+use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use vbr_api::{DiskFormat, DiskSpec, FreeSpace, JobSpec, Schedule, Vm, name_is_valid};
+use vbr_api::{DiskSpec, JobSpec, Retry, Schedule, name_is_valid};
 
 use super::definition::Definition;
-use super::keep::Keep;
-use crate::client::encode;
+use super::options::{Options, absolute, leave_out};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::human;
 
 pub const EXAMPLE: &str = "\
 Example:
@@ -24,7 +21,7 @@ Example:
   vbrctl job create crm --disk /srv/vm/crm.img --target dr --every 15m --window 'Mon..Fri 18:00-07:00'
   vbrctl job create erp --disk /srv/vm/erp.img --target dr --keep 24 --keep-daily 7 --keep-weekly 4 --keep-monthly 12
   vbrctl job create bulk --disk /srv/vm/bulk.img --target dr --rate 8Mbit
-  vbrctl job create log --disk /srv/vm/log.img --target dr --at 'Mon..Fri 02:00'
+  vbrctl job create log --disk /srv/vm/log.img --target dr --at 'Mon..Fri 02:00' --priority low --retry 5/10m
   vbrctl job create --from web.toml";
 
 #[derive(Args, Debug)]
@@ -32,47 +29,8 @@ pub struct Arguments {
     /// Name of the job, and of its replica at the target: a-z 0-9 . _ - (at most 64)
     #[arg(required_unless_present = "from")]
     name: Option<String>,
-    /// Replicate a VM with all its disks
-    #[arg(long, value_name = "HOST/VM", conflicts_with = "disks")]
-    vm: Option<String>,
-    /// Replicate this file or block device; raw unless said, never probed; may be given several times.
-    /// A comma in the path is written twice
-    #[arg(long = "disk", value_name = "PATH[,format=raw|qcow2]")]
-    disks: Vec<DiskArgument>,
-    /// Leave this disk of the VM out (its path or file name); may be given several times
-    #[arg(long, value_name = "DISK")]
-    exclude: Vec<String>,
-    /// Where to: a peer, or one of its datastores
-    #[arg(long, value_name = "PEER[/DATASTORE]", required_unless_present = "from")]
-    target: Option<String>,
     #[command(flatten)]
-    keep: Keep,
-    /// What to do with space that the file systems in the disks have freed: `keep` sends it like everything
-    /// else; `auto` lets it read as zeroes in the replica, only where their maps are proven consistent
-    /// [default: keep]
-    #[arg(long, value_name = "keep|auto", value_parser = free_space)]
-    free_space: Option<FreeSpace>,
-    /// Most that its sessions may send, in bits a second: 800kbit, 8Mbit. Throttling rules hold beside it, the lowest
-    /// wins [default: no limit of its own]
-    #[arg(long, value_name = "RATE", value_parser = crate::human::parse_rate)]
-    rate: Option<u64>,
-    /// Run by itself, from start to start: 15m, 1h, 1d. A job that missed its time runs once when it can
-    #[arg(long, value_name = "SPAN", value_parser = crate::human::parse_span, conflicts_with_all = ["at", "after", "continuous"])]
-    every: Option<Duration>,
-    /// Run by itself at these times, in systemd's calendar syntax: 'Mon..Fri 02:00', '*-*-1 04:30 Europe/Berlin'.
-    /// `systemd-analyze calendar` explains one
-    #[arg(long, value_name = "CALENDAR", conflicts_with_all = ["after", "continuous"])]
-    at: Option<String>,
-    /// Run by itself after each success of another job
-    #[arg(long, value_name = "JOB", conflicts_with = "continuous")]
-    after: Option<String>,
-    /// Run by itself, again and again
-    #[arg(long)]
-    continuous: bool,
-    /// The hours in which it may run by itself: '20:00-06:00', 'Mon..Fri 20:00-06:00, Sat,Sun 00:00-24:00'. What is
-    /// not done at the end goes on in the next window
-    #[arg(long, value_name = "WINDOW")]
-    window: Option<String>,
+    options: Options,
     /// Read the definition from a TOML file (see job export); options override it
     #[arg(long, value_name = "FILE.toml")]
     from: Option<PathBuf>,
@@ -80,10 +38,11 @@ pub struct Arguments {
 
 impl Arguments {
     pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let exclude = self.exclude.clone();
+        let exclude = self.options.exclude.clone();
         let mut spec = self.spec()?;
         if !exclude.is_empty() {
-            leave_out(context, &mut spec, &exclude).await?;
+            spec.disks = leave_out(context, spec.vm.as_deref(), &exclude).await?;
+            spec.vm = None;
         }
         let document = context.client.post_json("/v1/jobs", &spec).await?;
         let word = if document.status == 200 { "unchanged" } else { "created" };
@@ -98,13 +57,15 @@ impl Arguments {
     /// The definition as options and file give it.
     fn spec(self) -> Result<JobSpec, Failure> {
         let file = self.from.as_deref().map(Definition::read).transpose()?.unwrap_or_default();
-        let (keep, keep_calendar) = self.keep.with(&file);
-        let given = self.vm.is_some() || !self.disks.is_empty();
-        let (vm, disks) = if given {
-            (self.vm, self.disks.into_iter().map(|disk| disk.0).collect())
+        let options = self.options;
+        let (keep, keep_calendar) = options.keep.with(&file);
+        let schedule = options.schedule();
+        let (vm, disks) = if options.vm.is_some() || !options.disks.is_empty() {
+            (options.vm.clone(), options.disks())
         } else {
-            let disks = file.disks.into_iter().map(|disk| DiskSpec { path: disk.path, format: disk.format });
-            (file.vm, disks.collect::<Vec<_>>())
+            let disks =
+                file.disks.iter().map(|disk| DiskSpec { path: disk.path.clone(), format: disk.format });
+            (file.vm.clone(), disks.collect::<Vec<_>>())
         };
         let missing = |what: &str, option: &str| {
             Failure::usage(
@@ -114,28 +75,25 @@ impl Arguments {
             )
         };
         let name = self.name.or(file.name).ok_or_else(|| missing("name", "NAME"))?;
-        let target = self.target.or(file.target).ok_or_else(|| missing("target", "--target PEER"))?;
+        let target = options.target.or(file.target).ok_or_else(|| missing("target", "--target PEER"))?;
         if vm.is_none() && disks.is_empty() {
             return Err(missing("source", "--disk PATH or --vm HOST/VM"));
         }
-        let schedule = match (self.every, self.at, self.after, self.continuous) {
-            (None, None, None, false) => Schedule {
+        let window = options.window.map_or(file.window, |window| window.0);
+        let schedule = match schedule {
+            Some(schedule) => schedule,
+            None => Schedule {
                 every_ms: file.every.as_deref().map(every).transpose()?,
                 at: file.at,
                 after: file.after,
                 continuous: file.continuous.unwrap_or_default(),
                 window: None,
             },
-            (every, at, after, continuous) => {
-                let every_ms = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
-                Schedule { every_ms, at, after, continuous, window: None }
-            }
         };
-        let rate_bps = match (self.rate, file.rate.as_deref()) {
+        let rate_bps = match (options.rate, file.rate.as_deref()) {
             (None, Some(text)) => Some(rate(text)?),
-            (given, _) => given,
+            (given, _) => given.and_then(|rate| rate.0),
         };
-        let schedule = Schedule { window: self.window.or(file.window), ..schedule };
         let disks = disks.into_iter().map(|disk| Ok(DiskSpec { path: absolute(&disk.path)?, ..disk }));
         let spec = JobSpec {
             name,
@@ -144,9 +102,15 @@ impl Arguments {
             target,
             keep,
             keep_calendar,
-            free_space: self.free_space.or(file.free_space).unwrap_or_default(),
+            free_space: options.free_space.or(file.free_space).unwrap_or_default(),
             rate_bps,
-            schedule,
+            schedule: Schedule { window, ..schedule },
+            priority: options.priority.or(file.priority).unwrap_or_default(),
+            retry: match (options.retry, file.retry.as_deref()) {
+                (Some(retry), _) => retry,
+                (None, Some(text)) => tries(text)?,
+                (None, None) => Retry::default(),
+            },
             enabled: file.enabled.unwrap_or(true),
         };
         check(&spec)?;
@@ -154,10 +118,16 @@ impl Arguments {
     }
 }
 
+/// `retry` of a file.
+fn tries(text: &str) -> Result<Retry, Failure> {
+    human::parse_retry(text)
+        .map_err(|why| Failure::usage("The job's retries cannot be read", why, "say retry = \"3/5m\""))
+}
+
 /// `every` of a file.
 fn every(text: &str) -> Result<u64, Failure> {
     let wrong = |why| Failure::usage("The job's interval cannot be read", why, "say every = \"15m\"");
-    let span = crate::human::parse_span(text).map_err(wrong)?;
+    let span = human::parse_span(text).map_err(wrong)?;
     Ok(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -165,14 +135,6 @@ fn every(text: &str) -> Result<u64, Failure> {
 fn rate(text: &str) -> Result<u64, Failure> {
     let wrong = |why| Failure::usage("The job's rate cannot be read", why, "say rate = \"8Mbit\"");
     crate::human::parse_rate(text).map_err(wrong)
-}
-
-fn free_space(text: &str) -> Result<FreeSpace, String> {
-    match text {
-        "keep" => Ok(FreeSpace::Keep),
-        "auto" => Ok(FreeSpace::Auto),
-        _ => Err("it is `keep` or `auto`".into()),
-    }
 }
 
 fn check(spec: &JobSpec) -> Result<(), Failure> {
@@ -200,136 +162,13 @@ fn check(spec: &JobSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A VM without some disks is a job that names the others: vbrd's definition knows no exclusion.
-async fn leave_out(context: &Context, spec: &mut JobSpec, exclude: &[String]) -> Result<(), Failure> {
-    let Some((host, name)) = spec.vm.as_ref().and_then(|vm| vm.split_once('/')) else {
-        return Err(Failure::usage(
-            "--exclude needs --vm",
-            "it leaves out a disk of a VM",
-            "name only the wanted disks with --disk",
-        ));
-    };
-    let vms: Vec<Vm> = context.client.get(&format!("/v1/vms?host={}", encode(host))).await?.list()?;
-    let Some(vm) = vms.into_iter().find(|vm| vm.name == name) else {
-        return Err(Failure::new(
-            Exit::NotFound,
-            "not_found",
-            format!("Host {host} has no VM {name}"),
-            "it is not among those the host lists",
-            format!("list them: vbrctl vm list --host {host}"),
-        ));
-    };
-    let is = |disk: &DiskSpec, word: &String| {
-        disk.path == *word || Path::new(&disk.path).file_name().is_some_and(|file| file == word.as_str())
-    };
-    if let Some(word) = exclude.iter().find(|word| !vm.disks.iter().any(|disk| is(disk, word))) {
-        return Err(Failure::usage(
-            format!("{host}/{name} has no disk {word}"),
-            "--exclude takes the path or the file name of a disk of the VM",
-            "see them: vbrctl vm list -o wide",
-        ));
-    }
-    spec.disks = vm.disks.into_iter().filter(|disk| !exclude.iter().any(|word| is(disk, word))).collect();
-    if spec.disks.is_empty() {
-        return Err(Failure::usage("No disk is left", "every disk is excluded", "exclude fewer disks"));
-    }
-    spec.vm = None;
-    let count = spec.disks.len();
-    context.output.note(&format!("note: the job names the other disks by path ({count}); disks added to the VM later need a new definition"));
-    Ok(())
-}
-
-/// Against the caller's directory: vbrd has another one. `..` is resolved here, where links mean what the caller sees.
-pub fn absolute(path: &str) -> Result<String, Failure> {
-    let wrong =
-        |why: String| Failure::usage(format!("{path:?} is no path"), why, "name a file or block device");
-    let mut full = std::path::absolute(path).map_err(|error| wrong(error.to_string()))?;
-    if full.components().any(|part| part == Component::ParentDir) {
-        full = match (full.parent(), full.file_name()) {
-            (Some(parent), Some(name)) => fs::canonicalize(parent).map(|parent| parent.join(name)),
-            _ => fs::canonicalize(&full),
-        }
-        .map_err(|error| wrong(error.to_string()))?;
-    }
-    full.into_os_string().into_string().map_err(|_| wrong("it is not UTF-8".into()))
-}
-
-/// `PATH[,format=raw|qcow2]`; `,,` stands for a comma in the path, as in QEMU's own options.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct DiskArgument(DiskSpec);
-
-impl FromStr for DiskArgument {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = split(text).into_iter();
-        let path = parts.next().unwrap_or_default();
-        if path.is_empty() {
-            return Err("a disk starts with its path".into());
-        }
-        let mut format = None;
-        for part in parts {
-            let (key, value) = part.split_once('=').unwrap_or((&part, ""));
-            if key != "format" {
-                return Err(format!(
-                    "unknown key {key:?}: only format=raw or format=qcow2 (a comma in a path is written twice)"
-                ));
-            }
-            let value = match value {
-                "raw" => DiskFormat::Raw,
-                "qcow2" => DiskFormat::Qcow2,
-                other => return Err(format!("unknown format {other:?}: raw or qcow2")),
-            };
-            if format.replace(value).is_some() {
-                return Err("format is given twice".into());
-            }
-        }
-        Ok(Self(DiskSpec { path, format: format.unwrap_or(DiskFormat::Raw) }))
-    }
-}
-
-fn split(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut letters = text.chars().peekable();
-    while let Some(letter) = letters.next() {
-        if letter == ',' && letters.next_if_eq(&',').is_none() {
-            parts.push(String::new());
-        } else if let Some(part) = parts.last_mut() {
-            part.push(letter);
-        }
-    }
-    parts
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use vbr_api::Priority;
+
     use super::*;
-
-    fn disk(text: &str) -> Result<DiskSpec, String> {
-        text.parse::<DiskArgument>().map(|disk| disk.0)
-    }
-
-    #[test]
-    fn disks() {
-        let spec = |path: &str, format| DiskSpec { path: path.into(), format };
-        assert_eq!(disk("/a").unwrap(), spec("/a", DiskFormat::Raw));
-        assert_eq!(disk("/a,format=qcow2").unwrap(), spec("/a", DiskFormat::Qcow2));
-        assert_eq!(disk("/a,,b=c,format=raw").unwrap(), spec("/a,b=c", DiskFormat::Raw));
-        for bad in
-            ["", ",format=raw", "/a,size=3", "/a,", "/a,format", "/a,format=vmdk", "/a,format=raw,format=raw"]
-        {
-            assert!(disk(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn paths() {
-        let here = std::env::current_dir().unwrap();
-        assert_eq!(absolute("x.img").unwrap(), here.join("x.img").to_str().unwrap());
-        assert_eq!(absolute("/a/./b").unwrap(), "/a/b");
-        assert_eq!(absolute("/usr/../etc/x").unwrap(), "/etc/x");
-        assert!(absolute("").is_err());
-    }
 
     fn arguments(words: &[&str]) -> Result<JobSpec, Failure> {
         use crate::args::{Arguments as All, Noun};
@@ -384,6 +223,27 @@ mod tests {
         assert_eq!(arguments(&["--from", from, "--rate", "2Mbit"]).unwrap().rate_bps, Some(2_000_000));
         fs::write(&file, "name = \"web\"\ntarget = \"dr\"\nvm = \"local/web\"\nrate = \"fast\"\n").unwrap();
         assert_eq!(arguments(&["--from", from]).unwrap_err().exit, Exit::Usage);
+    }
+
+    #[test]
+    fn priorities_retries_and_what_takes_things_away() {
+        let base = ["web", "--disk", "/a", "--target", "dr"];
+        let with = |words: &[&str]| arguments(&[&base, words].concat()).unwrap();
+        let plain = with(&[]);
+        assert_eq!((plain.priority, plain.retry), (Priority::Normal, Retry { count: 3, pause_ms: 300_000 }));
+        let other = with(&["--priority", "high", "--retry", "5/10m"]);
+        assert_eq!((other.priority, other.retry), (Priority::High, Retry { count: 5, pause_ms: 600_000 }));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("job.toml");
+        let text =
+            "every = \"1h\"\nwindow = \"20:00-06:00\"\nkeep = 7\npriority = \"low\"\nretry = \"1/1m\"\n";
+        fs::write(&file, text).unwrap();
+        let from = ["--from", file.to_str().unwrap()];
+        let read = with(&from);
+        assert_eq!((read.priority, read.retry), (Priority::Low, Retry { count: 1, pause_ms: 60_000 }));
+        let over =
+            with(&[&from[..], &["--manual", "--window", "any", "--keep", "all", "--retry", "0"]].concat());
+        assert_eq!((over.schedule, over.keep, over.retry.count), (Schedule::default(), None, 0));
     }
 
     #[test]

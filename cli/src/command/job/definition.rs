@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use vbr_api::{DiskFormat, DiskSpec, FreeSpace, Job, JobSpec};
+use vbr_api::{DiskFormat, DiskSpec, FreeSpace, Job, JobSpec, Priority, Retry};
 
 use crate::context::Context;
 use crate::exit::Exit;
@@ -51,6 +51,11 @@ pub struct Definition {
     pub continuous: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+    /// How often, and the first pause: `3/5m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -113,6 +118,8 @@ impl Definition {
             after: spec.schedule.after.clone(),
             continuous: Some(spec.schedule.continuous).filter(|continuous| *continuous),
             window: spec.schedule.window.clone(),
+            priority: Some(spec.priority).filter(|priority| *priority != Priority::default()),
+            retry: Some(spec.retry).filter(|retry| *retry != Retry::default()).map(human::retry),
             enabled: Some(spec.enabled),
             disks: spec.disks.iter().map(disk).collect(),
         }
@@ -160,6 +167,8 @@ mod tests {
                 window: Some("20:00-06:00".into()),
                 ..Schedule::default()
             },
+            priority: Priority::High,
+            retry: Retry { count: 5, pause_ms: 90_000 },
             enabled: false,
         };
         let text = toml::to_string(&Definition::of(&spec)).unwrap();

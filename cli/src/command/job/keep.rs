@@ -1,6 +1,7 @@
 //! `--keep…` of a job: which restore points the target is asked to keep, from options and from a file.
 
 use clap::Args;
+use serde_json::{Map, Value};
 use vbr_api::{JobSpec, KeepCalendar};
 
 use super::definition::Definition;
@@ -10,8 +11,8 @@ use crate::human;
 pub struct Keep {
     /// How many restore points the target is asked to keep, the newest. Its minimum age wins [default: all,
     /// unless another --keep is given]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    keep: Option<u32>,
+    #[arg(long, value_name = "N|all", value_parser = last)]
+    keep: Option<Last>,
     /// And the newest restore point of each of the last so many days that have one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     keep_daily: Option<u32>,
@@ -26,7 +27,37 @@ pub struct Keep {
     keep_yearly: Option<u32>,
 }
 
+/// None: all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Last(Option<u32>);
+
+fn last(text: &str) -> Result<Last, String> {
+    match text.parse::<u32>() {
+        _ if text == "all" => Ok(Last(None)),
+        Ok(count) if count > 0 => Ok(Last(Some(count))),
+        _ => Err("it is a number from 1 on, or `all`".into()),
+    }
+}
+
 impl Keep {
+    /// What changes of a definition; `--keep all` takes all bounds off that are not given beside it.
+    pub fn change(&self) -> Vec<(&'static str, Value)> {
+        let all = self.keep == Some(Last(None));
+        let of = |option: Option<u32>| option.map(Value::from).or(all.then_some(Value::from(0)));
+        let calendar: Map<String, Value> = [
+            ("daily", of(self.keep_daily)),
+            ("weekly", of(self.keep_weekly)),
+            ("monthly", of(self.keep_monthly)),
+            ("yearly", of(self.keep_yearly)),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_string(), value?)))
+        .collect();
+        let keep = self.keep.map(|last| ("keep", last.0.map_or(Value::Null, Value::from)));
+        let calendar = (!calendar.is_empty()).then_some(("keep_calendar", Value::Object(calendar)));
+        keep.into_iter().chain(calendar).collect()
+    }
+
     /// Options first, then the file.
     pub fn with(self, file: &Definition) -> (Option<u32>, KeepCalendar) {
         let of = |option: Option<u32>, file: Option<u32>| option.or(file).unwrap_or_default();
@@ -36,7 +67,7 @@ impl Keep {
             monthly: of(self.keep_monthly, file.keep_monthly),
             yearly: of(self.keep_yearly, file.keep_yearly),
         };
-        (self.keep.or(file.keep), calendar)
+        (self.keep.map_or(file.keep, |last| last.0), calendar)
     }
 }
 
@@ -92,6 +123,16 @@ mod tests {
             "1 restore point, and the newest of each of 7 days, 12 months, 1 year"
         );
         assert_eq!(long(None, &KeepCalendar::default()), "all restore points");
+    }
+
+    #[test]
+    fn what_an_edit_changes() {
+        let days = Keep { keep_daily: Some(9), ..Keep::default() };
+        assert_eq!(days.change(), [("keep_calendar", serde_json::json!({ "daily": 9 }))]);
+        let all = Keep { keep: Some(Last(None)), keep_weekly: Some(4), ..Keep::default() };
+        let calendar = serde_json::json!({ "daily": 0, "weekly": 4, "monthly": 0, "yearly": 0 });
+        assert_eq!(all.change(), [("keep", Value::Null), ("keep_calendar", calendar)]);
+        assert!(Keep::default().change().is_empty());
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 pub mod create;
 mod definition;
+pub mod edit;
 pub mod keep;
+pub mod options;
 mod render;
 mod run;
 
@@ -23,6 +25,9 @@ pub enum Command {
     /// Define a job; the same definition again changes nothing
     #[command(after_help = create::EXAMPLE)]
     Create(create::Arguments),
+    /// Change a job's definition: what is named changes, the rest stays
+    #[command(after_help = edit::EXAMPLE)]
+    Edit(edit::Arguments),
     /// Run a job now; a job that runs already is left running
     #[command(after_help = run::RUN_EXAMPLE)]
     Run(run::RunArguments),
@@ -76,6 +81,7 @@ impl Command {
     pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self {
             Self::Create(arguments) => arguments.run(context).await,
+            Self::Edit(arguments) => arguments.run(context).await,
             Self::Run(arguments) => arguments.run(context).await,
             Self::Wait(arguments) => arguments.run(context).await,
             Self::Plan { name } => {

@@ -1,6 +1,6 @@
 //! Jobs and plans for people.
 
-use vbr_api::{FreeSpace, Job, Plan, Schedule};
+use vbr_api::{FreeSpace, Job, PendingRetry, Plan, Retry, Schedule};
 
 use super::keep;
 use crate::human;
@@ -57,6 +57,9 @@ pub fn facts(job: &Job, view: &View) -> String {
         .add_some("Rate", job.spec.rate_bps.map(|rate| format!("at most {}", human::rate(rate))))
         .add("Schedule", schedule(job))
         .add("Window", job.spec.schedule.window.clone().unwrap_or_else(|| "any time".into()))
+        .add("Priority", job.spec.priority.as_str())
+        .add("Retries", retries(job.spec.retry))
+        .add_some("Next retry", job.pending_retry.map(|retry| retry_words(&retry)))
         .add("Next run", job.next_run_at.map_or("by order".into(), human::moment))
         .add("Enabled", if job.spec.enabled { "yes" } else { "no" })
         .add_some("VM", job.spec.vm.clone())
@@ -87,7 +90,22 @@ pub fn facts(job: &Job, view: &View) -> String {
     text
 }
 
+fn retries(retry: Retry) -> String {
+    match retry.count {
+        0 => "none".into(),
+        count => format!("up to {count} after a failure, the first after {}", human::span(retry.pause_ms)),
+    }
+}
+
+/// `retry 2 of 3 at 14:05:00 UTC`
+fn retry_words(retry: &PendingRetry) -> String {
+    format!("retry {} of {} at {}", retry.number, retry.of, retry.at.strftime("%H:%M:%S UTC"))
+}
+
 fn next_run(job: &Job, view: &View) -> String {
+    if let Some(retry) = &job.pending_retry {
+        return retry_words(retry);
+    }
     match job.next_run_at {
         Some(at) if at <= view.now => "now".into(),
         Some(at) => format!("in {}", human::span_short(human::between(view.now, at))),
@@ -155,5 +173,28 @@ fn state(job: &Job) -> Cell {
         (None, false, _) => Cell::toned("disabled", Tone::Watch),
         (None, true, Some(state)) => state_cell(state),
         (None, true, None) => "never ran".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_to_be_tried_again_says_so() {
+        let text = r#"{"name":"web","disks":[],"target":"dr","priority":"high","retry":{"count":3,"pause_ms":300000},
+            "created_at":"2026-11-20T10:00:00Z","running":null,"last_session":"s1","last_state":"failed",
+            "last_success_at":null,"rpo_lag_ms":null,"next_run_at":"2026-11-22T14:05:00Z",
+            "pending_retry":{"number":2,"of":3,"at":"2026-11-22T14:05:00Z"}}"#;
+        let job: Job = serde_json::from_str(text).unwrap();
+        let view = View { wide: false, color: false, now: "2026-11-22T14:00:00Z".parse().unwrap() };
+        let listed = table(std::slice::from_ref(&job), &view);
+        assert!(listed.contains("retry 2 of 3 at 14:05:00 UTC"), "{listed}");
+        let shown = facts(&job, &view);
+        for part in
+            ["Priority      high", "up to 3 after a failure, the first after 5 min", "retry 2 of 3 at 14:05"]
+        {
+            assert!(shown.contains(part), "{part:?} in\n{shown}");
+        }
     }
 }

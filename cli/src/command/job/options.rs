@@ -1,0 +1,260 @@
+//! The options that define a job: `job create` and `job edit` take the same ones.
+
+use std::fs;
+use std::path::{Component, Path};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use vbr_api::{DiskFormat, DiskSpec, FreeSpace, Priority, Retry, Schedule, Vm};
+
+use super::keep::Keep;
+use crate::client::encode;
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::human;
+
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Replicate a VM with all its disks
+    #[arg(long, value_name = "HOST/VM", conflicts_with = "disks")]
+    pub vm: Option<String>,
+    /// Replicate this file or block device; raw unless said, never probed; may be given several times.
+    /// A comma in the path is written twice
+    #[arg(long = "disk", value_name = "PATH[,format=raw|qcow2]")]
+    pub disks: Vec<DiskArgument>,
+    /// Leave this disk of the VM out (its path or file name); may be given several times
+    #[arg(long, value_name = "DISK")]
+    pub exclude: Vec<String>,
+    /// Where to: a peer, or one of its datastores
+    #[arg(long, value_name = "PEER[/DATASTORE]")]
+    pub target: Option<String>,
+    #[command(flatten)]
+    pub keep: Keep,
+    /// What to do with space that the file systems in the disks have freed: `keep` sends it like everything
+    /// else; `auto` lets it read as zeroes in the replica, only where their maps are proven consistent
+    /// [default: keep]
+    #[arg(long, value_name = "keep|auto", value_parser = free_space)]
+    pub free_space: Option<FreeSpace>,
+    /// Most that its sessions may send, in bits a second: 800kbit, 8Mbit. Throttling rules hold beside it, the lowest
+    /// wins [default: none]
+    #[arg(long, value_name = "RATE|none", value_parser = rate)]
+    pub rate: Option<Rate>,
+    /// Run by itself, from start to start: 15m, 1h, 1d. A job that missed its time runs once when it can
+    #[arg(long, value_name = "SPAN", value_parser = human::parse_span, conflicts_with_all = ["at", "after", "continuous", "manual"])]
+    pub every: Option<Duration>,
+    /// Run by itself at these times, in systemd's calendar syntax: 'Mon..Fri 02:00', '*-*-1 04:30 Europe/Berlin'.
+    /// `systemd-analyze calendar` explains one
+    #[arg(long, value_name = "CALENDAR", conflicts_with_all = ["after", "continuous", "manual"])]
+    pub at: Option<String>,
+    /// Run by itself after each success of another job
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["continuous", "manual"])]
+    pub after: Option<String>,
+    /// Run by itself, again and again
+    #[arg(long, conflicts_with = "manual")]
+    pub continuous: bool,
+    /// Run by order only
+    #[arg(long)]
+    pub manual: bool,
+    /// The hours in which it may run by itself: '20:00-06:00', 'Mon..Fri 20:00-06:00, Sat,Sun 00:00-24:00'. What is
+    /// not done at the end goes on in the next window [default: any]
+    #[arg(long, value_name = "WINDOW|any", value_parser = window)]
+    pub window: Option<Window>,
+    /// Who goes first where sessions wait for a slot: high before normal before low; ten minutes of waiting are
+    /// worth a step [default: normal]
+    #[arg(long, value_name = "low|normal|high", value_parser = priority)]
+    pub priority: Option<Priority>,
+    /// How often a session that failed is tried again where that can help, and the pause before the first time,
+    /// which doubles up to an hour; 0 for never [default: 3/5m]
+    #[arg(long, value_name = "COUNT[/PAUSE]", value_parser = human::parse_retry)]
+    pub retry: Option<Retry>,
+}
+
+/// None: no limit of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(pub Option<u64>);
+
+/// None: any time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window(pub Option<String>);
+
+impl Options {
+    /// The disks as named.
+    pub fn disks(&self) -> Vec<DiskSpec> {
+        self.disks.iter().map(|disk| disk.0.clone()).collect()
+    }
+
+    /// When it runs, without a window; none where no option says so.
+    pub fn schedule(&self) -> Option<Schedule> {
+        let given = self.every.is_some() || self.at.is_some() || self.after.is_some();
+        (given || self.continuous || self.manual).then(|| Schedule {
+            every_ms: self.every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX)),
+            at: self.at.clone(),
+            after: self.after.clone(),
+            continuous: self.continuous,
+            window: None,
+        })
+    }
+}
+
+fn free_space(text: &str) -> Result<FreeSpace, String> {
+    match text {
+        "keep" => Ok(FreeSpace::Keep),
+        "auto" => Ok(FreeSpace::Auto),
+        _ => Err("it is `keep` or `auto`".into()),
+    }
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    if text == "none" { Ok(Rate(None)) } else { human::parse_rate(text).map(|rate| Rate(Some(rate))) }
+}
+
+fn window(text: &str) -> Result<Window, String> {
+    Ok(Window(Some(text.to_string()).filter(|text| text != "any")))
+}
+
+fn priority(text: &str) -> Result<Priority, String> {
+    match text {
+        "low" => Ok(Priority::Low),
+        "normal" => Ok(Priority::Normal),
+        "high" => Ok(Priority::High),
+        _ => Err("it is `low`, `normal` or `high`".into()),
+    }
+}
+
+/// A VM without some disks is a job that names the others: vbrd's definition knows no exclusion.
+pub async fn leave_out(
+    context: &Context,
+    vm: Option<&str>,
+    exclude: &[String],
+) -> Result<Vec<DiskSpec>, Failure> {
+    let Some((host, name)) = vm.and_then(|vm| vm.split_once('/')) else {
+        return Err(Failure::usage(
+            "--exclude needs --vm",
+            "it leaves out a disk of a VM",
+            "name only the wanted disks with --disk",
+        ));
+    };
+    let vms: Vec<Vm> = context.client.get(&format!("/v1/vms?host={}", encode(host))).await?.list()?;
+    let Some(vm) = vms.into_iter().find(|vm| vm.name == name) else {
+        return Err(Failure::new(
+            Exit::NotFound,
+            "not_found",
+            format!("Host {host} has no VM {name}"),
+            "it is not among those the host lists",
+            format!("list them: vbrctl vm list --host {host}"),
+        ));
+    };
+    let is = |disk: &DiskSpec, word: &String| {
+        disk.path == *word || Path::new(&disk.path).file_name().is_some_and(|file| file == word.as_str())
+    };
+    if let Some(word) = exclude.iter().find(|word| !vm.disks.iter().any(|disk| is(disk, word))) {
+        return Err(Failure::usage(
+            format!("{host}/{name} has no disk {word}"),
+            "--exclude takes the path or the file name of a disk of the VM",
+            "see them: vbrctl vm list -o wide",
+        ));
+    }
+    let left = |disk: &DiskSpec| !exclude.iter().any(|word| is(disk, word));
+    let disks: Vec<DiskSpec> = vm.disks.into_iter().filter(left).collect();
+    if disks.is_empty() {
+        return Err(Failure::usage("No disk is left", "every disk is excluded", "exclude fewer disks"));
+    }
+    let count = disks.len();
+    context.output.note(&format!("note: the job names the other disks by path ({count}); disks added to the VM later need a new definition"));
+    Ok(disks)
+}
+
+/// Against the caller's directory: vbrd has another one. `..` is resolved here, where links mean what the caller sees.
+pub fn absolute(path: &str) -> Result<String, Failure> {
+    let wrong =
+        |why: String| Failure::usage(format!("{path:?} is no path"), why, "name a file or block device");
+    let mut full = std::path::absolute(path).map_err(|error| wrong(error.to_string()))?;
+    if full.components().any(|part| part == Component::ParentDir) {
+        full = match (full.parent(), full.file_name()) {
+            (Some(parent), Some(name)) => fs::canonicalize(parent).map(|parent| parent.join(name)),
+            _ => fs::canonicalize(&full),
+        }
+        .map_err(|error| wrong(error.to_string()))?;
+    }
+    full.into_os_string().into_string().map_err(|_| wrong("it is not UTF-8".into()))
+}
+
+/// `PATH[,format=raw|qcow2]`; `,,` stands for a comma in the path, as in QEMU's own options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskArgument(DiskSpec);
+
+impl FromStr for DiskArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = split(text).into_iter();
+        let path = parts.next().unwrap_or_default();
+        if path.is_empty() {
+            return Err("a disk starts with its path".into());
+        }
+        let mut format = None;
+        for part in parts {
+            let (key, value) = part.split_once('=').unwrap_or((&part, ""));
+            if key != "format" {
+                return Err(format!(
+                    "unknown key {key:?}: only format=raw or format=qcow2 (a comma in a path is written twice)"
+                ));
+            }
+            let value = match value {
+                "raw" => DiskFormat::Raw,
+                "qcow2" => DiskFormat::Qcow2,
+                other => return Err(format!("unknown format {other:?}: raw or qcow2")),
+            };
+            if format.replace(value).is_some() {
+                return Err("format is given twice".into());
+            }
+        }
+        Ok(Self(DiskSpec { path, format: format.unwrap_or(DiskFormat::Raw) }))
+    }
+}
+
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        if letter == ',' && letters.next_if_eq(&',').is_none() {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(letter);
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(text: &str) -> Result<DiskSpec, String> {
+        text.parse::<DiskArgument>().map(|disk| disk.0)
+    }
+
+    #[test]
+    fn disks() {
+        let spec = |path: &str, format| DiskSpec { path: path.into(), format };
+        assert_eq!(disk("/a").unwrap(), spec("/a", DiskFormat::Raw));
+        assert_eq!(disk("/a,format=qcow2").unwrap(), spec("/a", DiskFormat::Qcow2));
+        assert_eq!(disk("/a,,b=c,format=raw").unwrap(), spec("/a,b=c", DiskFormat::Raw));
+        for bad in
+            ["", ",format=raw", "/a,size=3", "/a,", "/a,format", "/a,format=vmdk", "/a,format=raw,format=raw"]
+        {
+            assert!(disk(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(absolute("x.img").unwrap(), here.join("x.img").to_str().unwrap());
+        assert_eq!(absolute("/a/./b").unwrap(), "/a/b");
+        assert_eq!(absolute("/usr/../etc/x").unwrap(), "/etc/x");
+        assert!(absolute("").is_err());
+    }
+}
