@@ -28,12 +28,12 @@ pub(super) async fn set(State(api): State<Api>, Body(spec): Body<ThrottleSpec>) 
 #[utoipa::path(delete, path = "/v1/throttle/{name}", tag = "throttle", params(("name" = String, Path)), responses(
     (status = 200, body = One<Removed>), (status = "default", body = ErrorResponse)))]
 pub(super) async fn clear(State(api): State<Api>, Name(name): Name) -> Reply<Json<One<Removed>>> {
-    Ok(one(Removed { removed: api.throttle.clear(Some(name)).await? }))
+    Ok(one(Removed { removed: api.throttle.clear(Some(name)).await?, overridden: Vec::new() }))
 }
 
 /// Forgets all rules.
 #[utoipa::path(delete, path = "/v1/throttle", tag = "throttle", responses(
     (status = 200, body = One<Removed>), (status = "default", body = ErrorResponse)))]
 pub(super) async fn clear_all(State(api): State<Api>) -> Reply<Json<One<Removed>>> {
-    Ok(one(Removed { removed: api.throttle.clear(None).await? }))
+    Ok(one(Removed { removed: api.throttle.clear(None).await?, overridden: Vec::new() }))
 }

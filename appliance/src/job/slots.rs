@@ -45,11 +45,6 @@ impl Slots {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sessions that have slots.
-    pub fn running(&self) -> usize {
-        self.lock().broker.running()
-    }
-
     /// Waits for slots, since `asked` in the queue. Dropped before it has them, it leaves the queue.
     pub async fn acquire(self: &Arc<Self>, need: Need, asked: Instant, handle: Arc<SessionHandle>) -> Slot {
         let (word, granted) = oneshot::channel();

@@ -337,11 +337,11 @@ fn a_job_is_overdue_after_two_runs_that_brought_nothing() {
     let overdue = |agenda: &Agenda, job: &str, after: i64| agenda.is_overdue(job, at(after));
     assert!(!overdue(&agenda, "quarter", 30 * MINUTE) && overdue(&agenda, "quarter", 34 * MINUTE));
     assert!(!overdue(&agenda, "night", 26 * HOUR) && overdue(&agenda, "night", 26 * HOUR + 6 * MINUTE));
-    agenda.started("quarter", false, at(40 * MINUTE));
-    agenda.ended("quarter", true, at(41 * MINUTE));
+    agenda.started("quarter", false, 0, at(40 * MINUTE));
+    agenda.ended("quarter", Outcome::Sealed, at(41 * MINUTE));
     assert!(!overdue(&agenda, "quarter", 70 * MINUTE) && overdue(&agenda, "quarter", 75 * MINUTE));
-    agenda.started("quarter", false, at(60 * MINUTE));
-    agenda.ended("quarter", false, at(61 * MINUTE));
+    agenda.started("quarter", false, 0, at(60 * MINUTE));
+    agenda.ended("quarter", Outcome::Failed(0), at(61 * MINUTE));
     assert!(overdue(&agenda, "quarter", 75 * MINUTE), "a failure brings nothing");
     assert!(!overdue(&agenda, "ordered", 1000 * HOUR));
 }
