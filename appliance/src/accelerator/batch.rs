@@ -340,9 +340,10 @@ mod tests {
             builder
         };
         let hour = std::time::Duration::from_secs(3600);
-        let mut whole = Work::of(&tiers[6]);
-        let mut early = Work::until(&tiers[6], Instant::now() + hour, &tiers[1]);
-        let mut late = Work::until(&tiers[6], Instant::now(), &tiers[1]);
+        let hardest = &tiers[tiers.len() - 1];
+        let mut whole = Work::of(hardest);
+        let mut early = Work::until(hardest, Instant::now() + hour, &tiers[1]);
+        let mut late = Work::until(hardest, Instant::now(), &tiers[1]);
         let mut plain = Work::of(&tiers[1]);
         let stored = [&mut whole, &mut early, &mut late, &mut plain].map(|work| {
             let batches = builder().finish(Prefix::default(), work).unwrap();

@@ -157,6 +157,9 @@ fn policies() -> impl Strategy<Value = Policy> {
     )
 }
 
+/// Names the period that a date lies in.
+type Name = fn(jiff::civil::Date) -> String;
+
 /// Points of a story as they are when the clock was right, and as they are with its jumps.
 fn points_of(story: &[(i64, i64)]) -> [Vec<PointFacts>; 2] {
     let make = |with: bool| {
@@ -204,7 +207,7 @@ proptest! {
         let end = Clocks { now: at(story[story.len() - 1].0 + 9000 * DAY), observed_ms: u64::MAX };
         let judged = judge(&points, &policy, &rules(0), end);
         let keep = policy.calendar;
-        let kinds: [(&str, u32, fn(jiff::civil::Date) -> String); 4] = [
+        let kinds: [(&str, u32, Name); 4] = [
             ("daily", keep.daily, |d| d.to_string()),
             ("weekly", keep.weekly, |d| format!("{:?}", (d.iso_week_date().year(), d.iso_week_date().week()))),
             ("monthly", keep.monthly, |d| format!("{}-{}", d.year(), d.month())),

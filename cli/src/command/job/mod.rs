@@ -24,10 +24,10 @@ use crate::summary;
 pub enum Command {
     /// Define a job; the same definition again changes nothing
     #[command(after_help = create::EXAMPLE)]
-    Create(create::Arguments),
+    Create(Box<create::Arguments>),
     /// Change a job's definition: what is named changes, the rest stays
     #[command(after_help = edit::EXAMPLE)]
-    Edit(edit::Arguments),
+    Edit(Box<edit::Arguments>),
     /// Run a job now; a job that runs already is left running
     #[command(after_help = run::RUN_EXAMPLE)]
     Run(run::RunArguments),

@@ -305,7 +305,7 @@ fn what_points_share_is_charged_once() {
         let mut disks: Disks = vec![("/vm/a".into(), noise(1, 8 << 20))];
         let mut ids = vec![make_point(&subject, "s0", None, &disks).id().to_string()];
         let whole = subject.charged_bytes();
-        assert!(whole >= 8 << 20 && whole < 10 << 20, "{name}: {whole}");
+        assert!((8 << 20..10 << 20).contains(&whole), "{name}: {whole}");
         for n in 1..5usize {
             disks[0].1[n << 20..(n << 20) + 300_000].fill(n as u8);
             ids.push(make_point(&subject, &format!("s{n}"), Some(&ids[n - 1]), &disks).id().to_string());
