@@ -21,7 +21,7 @@ use crate::summary;
 pub enum Command {
     /// Define a job; the same definition again changes nothing
     #[command(after_help = create::EXAMPLE)]
-    Create(create::Arguments),
+    Create(Box<create::Arguments>),
     /// Run a job now; a job that runs already is left running
     #[command(after_help = run::RUN_EXAMPLE)]
     Run(run::RunArguments),
