@@ -5,7 +5,7 @@
 //! shared with the other connections that those rules bound. What the kernel sends again is charged afterwards.
 //!
 //! Nothing piles up behind it: [`super::stream::Outbox`] hands on little more than what goes at once, so that a frame
-//! of control waits for one short frame of bulk. (A limiter below Yamux without that stalled control for a second.)
+//! of control waits for some 70 ms of bulk. (A limiter below Yamux without that stalled control for a second.)
 //! Over QUIC nobody sees the packets; there the frames are booked, with a guess of what is around them.
 //! Not its job: which rules apply, which is the swarm task's (`throttling`).
 
