@@ -145,7 +145,7 @@ pub fn parse_moment(text: &str) -> Result<Moment, String> {
 /// A rate as [`parse_rate`] reads it: `8Mbit`, nothing lost.
 pub fn exact_rate(bits_a_second: u64) -> String {
     let units = [("Gbit", 1_000_000_000), ("Mbit", 1_000_000), ("kbit", 1_000)];
-    let whole = units.iter().find(|(_, factor)| bits_a_second > 0 && bits_a_second % factor == 0);
+    let whole = units.iter().find(|(_, factor)| bits_a_second > 0 && bits_a_second.is_multiple_of(*factor));
     whole.map_or(format!("{bits_a_second}bit"), |(unit, factor)| format!("{}{unit}", bits_a_second / factor))
 }
 

@@ -89,7 +89,7 @@ fn needed(applied: &Applied) -> Vec<usize> {
 
 #[test]
 fn code_arrives_as_it_was() {
-    let Target { mut writer, building, .. } = target();
+    let Target { mut writer, building, _dir, .. } = target();
     let contents = [100, 1, 101];
     writer.offer(&offer(1, &contents)).unwrap();
     let batch = batch(&[(1024, 100), (1025, 1), (1026, 101)], &[]);

@@ -28,6 +28,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const UNSENT_POLL: Duration = Duration::from_millis(2);
 /// A bound may be lifted while something waits for it.
 const BACKLOG_POLL_MAX: Duration = Duration::from_millis(50);
+/// What lies ready below beside a frame, as a part of a second: a task that wakes late must not leave the socket idle.
+const LEADS_A_SECOND: u64 = 20;
 /// Longest Hello.
 const HELLO_BYTES_MAX: usize = 1024;
 
@@ -313,7 +315,9 @@ impl Outbox {
 fn backlog(handed: u64, counters: &ConnectionCounters, rate_bps: u64, most: u64) -> Option<Duration> {
     // Over QUIC nobody sees what went.
     counters.probe.as_ref()?;
-    let over = handed.saturating_sub(counters.valve.written()).checked_sub(most).filter(|over| *over > 0)?;
+    let enough = most + rate_bps / 8 / LEADS_A_SECOND;
+    let over =
+        handed.saturating_sub(counters.valve.written()).checked_sub(enough).filter(|over| *over > 0)?;
     let wait = Duration::from_secs_f64(over as f64 * 8.0 / rate_bps.max(1) as f64);
     Some(wait.clamp(UNSENT_POLL, BACKLOG_POLL_MAX))
 }

@@ -5,7 +5,7 @@
 //! shared with the other connections that those rules bound. What the kernel sends again is charged afterwards.
 //!
 //! Nothing piles up behind it: [`super::stream::Outbox`] hands on little more than what goes at once, so that a frame
-//! of control waits for one short frame of bulk. (A limiter below Yamux without that stalled control for a second.)
+//! of control waits for some 70 ms of bulk. (A limiter below Yamux without that stalled control for a second.)
 //! Over QUIC nobody sees the packets; there the frames are booked, with a guess of what is around them.
 //! Not its job: which rules apply, which is the swarm task's (`throttling`).
 
@@ -229,10 +229,11 @@ mod tests {
         let sent = push(&mut turn, Duration::from_secs(10)).await;
         assert!((78_000..=82_000).contains(&sent), "{sent}");
         // Somebody waits for a slice at the low rate, which is lifted.
-        let later = tokio::spawn(async move { push(&mut turn, Duration::from_secs(1)).await });
+        let mut later = tokio::task::JoinSet::new();
+        later.spawn(async move { push(&mut turn, Duration::from_secs(1)).await });
         tokio::time::sleep(Duration::from_millis(5)).await;
         valve.set(vec![high]);
-        let sent = later.await.unwrap();
+        let sent = later.join_next().await.unwrap().unwrap();
         assert!((970_000..=1_020_000).contains(&sent), "{sent}");
         assert_eq!(valve.limit_bps(), Some(8_000_000));
     }
@@ -241,7 +242,7 @@ mod tests {
     async fn connections_share_a_bucket_and_the_handshake_counts() {
         let bucket = SharedBucket::new("all", 8_000_000);
         let valves = [0; 3].map(|_| Arc::new(Valve::default()));
-        let mut tasks = Vec::new();
+        let mut tasks = tokio::task::JoinSet::new();
         for valve in &valves {
             let mut turn = Turn::new(valve.clone());
             // Nothing is held back before the peer is known.
@@ -251,11 +252,11 @@ mod tests {
             assert_eq!(valve.written(), 1000);
             valve.set(vec![bucket.clone()]);
             valve.charge(valve.written(), now());
-            tasks.push(tokio::spawn(async move { push(&mut turn, Duration::from_secs(10)).await }));
+            tasks.spawn(async move { push(&mut turn, Duration::from_secs(10)).await });
         }
         let mut sum = 0;
-        for task in tasks {
-            let sent = task.await.unwrap();
+        while let Some(sent) = tasks.join_next().await {
+            let sent = sent.unwrap();
             assert!((3_200_000..=3_450_000).contains(&sent), "{sent}");
             sum += sent;
         }
