@@ -169,7 +169,11 @@ fn what_failed_is_tried_again_and_what_no_try_mends_is_not() -> Result<()> {
     world.target.kill()?;
     let before = history(&world, "web")?.len();
     world.run_in_background("web")?;
-    let all = || Ok((history(&world, "web")?.len() == before + 3).then_some(()));
+    let all = || {
+        let sessions = history(&world, "web")?;
+        let over = sessions.iter().all(|session| session.state.is_over());
+        Ok((over && sessions.len() == before + 3).then_some(()))
+    };
     until("all tries are used up", Duration::from_secs(180), all)?;
     std::thread::sleep(Duration::from_secs(2));
     let job = show(&world, "web")?;
