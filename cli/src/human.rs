@@ -124,7 +124,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     let unit = trimmed[end..].trim().to_ascii_lowercase();
     let (letter, decimal) = match unit.as_str() {
         "" | "b" => ("", false),
-        unit => match unit.strip_suffix("ib") {
+        unit => match unit.strip_suffix("ib").filter(|letter| !letter.is_empty()) {
             Some(letter) => (letter, false),
             None => unit.strip_suffix('b').map_or((unit, false), |letter| (letter, true)),
         },

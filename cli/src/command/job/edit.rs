@@ -150,7 +150,11 @@ mod tests {
     #[test]
     fn only_what_is_named_is_sent() {
         assert_eq!(change(&[]), json!({}));
-        assert_eq!(change(&["--priority", "low", "--keep", "all"]), json!({"priority": "low", "keep": null}));
+        assert_eq!(change(&["--priority", "low", "--keep", "7"]), json!({"priority": "low", "keep": 7}));
+        assert_eq!(
+            change(&["--rate", "none", "--keep-daily", "9"]),
+            json!({"rate_bps": null, "keep_calendar": {"daily": 9}})
+        );
         assert_eq!(
             change(&["--at", "02:00"]),
             json!({"schedule": {"at": "02:00", "every_ms": null, "after": null, "continuous": false}})
