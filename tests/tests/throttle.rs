@@ -37,7 +37,17 @@ fn limit(world: &World) -> Result<(Option<u64>, Option<String>)> {
 /// Never more than the rate allows, and in its best second more than half of it. (How near it is on a machine of its own
 /// is measured by `vbr-bench throttle`.)
 fn check(samples: &Samples, mbit: f64, from: f64, to: f64) -> Result<()> {
-    for (window, above) in [(1.0, 1.05), (10.0, 1.03)] {
+    check_within(samples, mbit, (from, to), [(1.0, 1.05), (10.0, 1.03)])
+}
+
+/// Seconds of a window, and how much above the rate at most.
+fn check_within(
+    samples: &Samples,
+    mbit: f64,
+    (from, to): (f64, f64),
+    windows: [(f64, f64); 2],
+) -> Result<()> {
+    for (window, above) in windows {
         if from + window > to {
             continue;
         }
@@ -147,7 +157,8 @@ fn a_job_keeps_its_own_rate() -> Result<()> {
         std::thread::sleep(Duration::from_secs(11));
         Ok(())
     })?;
-    check(&samples, 4.0, 0.0, 11.0)?;
+    // A job's own rate is kept above the socket, so a second may have more: what lay there goes with it.
+    check_within(&samples, 4.0, (0.0, 11.0), [(1.0, 1.3), (10.0, 1.03)])?;
     let listed: Value = world.source.json(&["throttle", "list"])?;
     ensure!(listed["peers"][0]["limit_bps"].is_null(), "a job's rate is not the peer's: {listed}");
     world.wait("slow")?;

@@ -5,11 +5,13 @@
 #![allow(missing_docs)]
 
 mod job;
+mod session;
 mod site;
 mod storage;
 mod throttle;
 
 pub use job::*;
+pub use session::*;
 pub use site::*;
 pub use storage::*;
 pub use throttle::*;
