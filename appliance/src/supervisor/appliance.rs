@@ -102,18 +102,7 @@ impl Appliance {
             let (directory, database) = (stores.state.join("jobs"), stores.database.clone());
             let (wire, hosts, tasks, stop) =
                 (wire.clone(), stores.hosts.clone(), tasks.clone(), stop.clone());
-            let source = SourceStores {
-                repository: Arc::new(SourceRepository::new(database.clone())),
-                anchors: stores.anchors.clone(),
-                filters: Arc::new(SharedFilters::new(stores.state.join("filters"))),
-                cache: stores.cache.clone(),
-                keep_sent: config.accelerator.keep_sent,
-                look_for_bases: config.accelerator.bases,
-                window: config.window.clone(),
-                waits: source_waits(&config),
-                slots: slots(&config),
-                latency_ceiling: config.resources.latency_ceiling,
-            };
+            let source = source_stores(&config, &stores);
             let start = move || JobManager::start(&directory, database, source, wire, hosts, tasks, stop);
             blocking("starting the jobs", start).await?
         };
@@ -231,6 +220,21 @@ async fn bind_metrics(address: Option<SocketAddr>) -> Result<Option<TcpListener>
 async fn serve_metrics(api: Api, listener: TcpListener) {
     if let Err(error) = control::serve_metrics(api, listener).await {
         tracing::error!(%error, "the metrics are not served any more");
+    }
+}
+
+fn source_stores(config: &Config, stores: &Stores) -> SourceStores {
+    SourceStores {
+        repository: Arc::new(SourceRepository::new(stores.database.clone())),
+        anchors: stores.anchors.clone(),
+        filters: Arc::new(SharedFilters::new(stores.state.join("filters"))),
+        cache: stores.cache.clone(),
+        keep_sent: config.accelerator.keep_sent,
+        look_for_bases: config.accelerator.bases,
+        window: config.window.clone(),
+        waits: source_waits(config),
+        slots: slots(config),
+        latency_ceiling: config.resources.latency_ceiling,
     }
 }
 
