@@ -17,6 +17,8 @@ pub const BATCH_PLAIN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Payload bytes a source may have sent that the target has not yet called durable: the most that a
 /// cut link makes it send again.
 pub const CREDIT_BYTES: u64 = 3 * 1024 * 1024 + 512 * 1024;
+/// The same over a line above some 100 Mbit/s, where [`CREDIT_BYTES`] is less than is on its way.
+pub const CREDIT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Pages a source has offered whose chunks are not all on their way (32 KiB each).
 pub const PAGES_OPEN_MAX: usize = 64;
 /// Offered chunks of those pages; the scanner waits above it.

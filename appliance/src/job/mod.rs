@@ -1,7 +1,7 @@
 //! Jobs and sessions: the only place where the stages are joined.
 //!
 //! Source: `manager` keeps the definitions, `scheduler` and orders start sessions (`running`), `slots` says which of them may run, `driver` takes one session to its end over
-//! any number of `attempts` (`patience` says how many, `stall` finds those that stand still), `replicate` composes one attempt out of `scan`, `prepare`, `send`, `transmit` and `answers`,
+//! any number of `attempts` (`patience` says how many, `stall` finds those that stand still), `replicate` composes one attempt out of `scan`, `prepare`, `send`, `transmit` (`credit` bounds what is on its way) and `answers`,
 //! `bases` finds what content may serve as a base, `ahead` says what need not wait for the target's
 //! answer and `refresh` keeps the filter that it rests on, `base` moves manifests. Target: `target` takes channels and requests, `receive` composes one session out of the
 //! wire and `point`. State that must survive lies in `definitions` (files) and `records` (RocksDB).
@@ -11,6 +11,7 @@ mod answers;
 mod attempts;
 mod base;
 mod bases;
+mod credit;
 mod definitions;
 mod driver;
 mod edit;

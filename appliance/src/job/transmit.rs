@@ -1,8 +1,8 @@
 //! Transmitting: batches in the order in which they were begun, as credit allows, then the seal.
 //!
 //! A batch that is worked on beside later ones holds them up until it is there; what is packed and on its
-//! way keeps the line busy meanwhile ([`Pipe`] says how much that is). Bound: [`CREDIT_BYTES`] of payload that
-//! is not durable at the target.
+//! way keeps the line busy meanwhile ([`Pipe`] says how much that is). Bound: the payload that is not durable at the
+//! target, by [`Credit`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::credit::Credit;
 use super::replicate::{AttemptError, Replication, join};
 use crate::accelerator::effort::Seen;
 use crate::block::CHUNK_BYTES;
-use crate::limits::{BATCHES_PACKED_MAX, CREDIT_BYTES};
+use crate::limits::BATCHES_PACKED_MAX;
 use crate::wire::SessionSender;
 use crate::wire::message::{Batch, Entry, Message};
 
@@ -138,7 +139,7 @@ pub async fn transmit(
     sender: SessionSender,
     mut queue: mpsc::Receiver<Outgoing>,
 ) -> Result<(), AttemptError> {
-    let mut durable = pipe.durable.clone();
+    let (mut durable, mut credit) = (pipe.durable.clone(), Credit::default());
     let mut last: Option<(Instant, u64)> = None;
     loop {
         let waited = !queue.is_empty();
@@ -174,9 +175,13 @@ pub async fn transmit(
             let start = Instant::now();
             let payload = batch.payload.len() as u64;
             let sent = pipe.sent.load(Ordering::Relaxed);
-            let enough = |durable: &u64| *durable >= sent || sent + payload <= *durable + CREDIT_BYTES;
+            let enough = |durable: &u64| {
+                let window = credit.window(*durable, Instant::now());
+                *durable >= sent || sent + payload <= *durable + window
+            };
             durable.wait_for(enough).await.map_err(|_| AttemptError::Cancelled)?;
             pipe.handed_on(payload);
+            credit.sent(sent + payload, Instant::now());
             note_batch(&ctx, &batch);
             sender.send(Message::Batch(batch)).await?;
             ctx.handle.clocks.network.add(start);

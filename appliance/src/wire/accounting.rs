@@ -16,7 +16,7 @@ use super::valve::Valve;
 use crate::throttle::SharedBucket;
 
 /// Bounds of what a connection of several keeps unsent in the kernel. The upper one is below half of
-/// `NOTSENT_LOWAT`, at which the layers between have handed everything down.
+/// `NOTSENT_LOWAT_MAX`, at which the layers between have handed everything down.
 const UNSENT_BYTES_MIN: u64 = 16 * 1024;
 const UNSENT_BYTES_MAX: u64 = 60 * 1024;
 /// How much faster than its bound the kernel may send, one part in so many: after a stall of the line the kernel has
@@ -88,6 +88,9 @@ impl ConnectionCounters {
         let micros = rtt.as_micros() as u64;
         self.rtt_micros.store(micros, Ordering::Relaxed);
         self.rtt_micros_max.fetch_max(micros, Ordering::Relaxed);
+        if let Some(probe) = &self.probe {
+            probe.follow_rate();
+        }
     }
 
     /// The last heartbeat's round trip, and the longest one; none before the first.

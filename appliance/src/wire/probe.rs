@@ -13,6 +13,15 @@ use socket2::SockRef;
 
 use super::valve::Valve;
 
+/// Bytes that may wait unsent in the kernel: more only delays control (818 ms to 262 ms at 20 Mbit/s, measured). A line
+/// starts with the most, and less is enough where it turns out to be slow.
+pub const NOTSENT_LOWAT_MAX: u32 = 128 * 1024;
+const NOTSENT_LOWAT_MIN: u32 = 48 * 1024;
+/// How much of the line that is.
+const NOTSENT_TIME: Duration = Duration::from_millis(20);
+/// What is kept of a rate from one look to the next: one at which there was little to send says nothing.
+const RATE_KEEP: f64 = 0.9;
+
 /// What the kernel says of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpFigures {
@@ -28,6 +37,8 @@ pub struct TcpFigures {
     pub window: u64,
     /// Smoothed round trip.
     pub rtt: Duration,
+    /// Bytes a second that were delivered of late.
+    pub delivery_rate: u64,
     /// The shortest round trip of the last minutes: what is above it waits in queues.
     pub rtt_min: Duration,
 }
@@ -54,6 +65,8 @@ pub struct Probe {
     /// What holds back the bytes that go to it.
     pub valve: Arc<Valve>,
     congestion: OnceLock<String>,
+    /// Bytes a second that the line takes, of late, and what may wait unsent.
+    pace: Mutex<(f64, u32)>,
 }
 
 impl Probe {
@@ -65,7 +78,8 @@ impl Probe {
             let _ = congestion.set(String::from_utf8_lossy(&name[..end]).into_owned());
         }
         let (socket, valve) = (Mutex::new(Some(socket)), Arc::default());
-        Self { socket, last: Mutex::default(), remote, dialled, valve, congestion }
+        let pace = Mutex::new((0.0, NOTSENT_LOWAT_MAX));
+        Self { socket, last: Mutex::default(), remote, dialled, valve, congestion, pace }
     }
 
     /// The figures now, or the last ones of a socket that is closed.
@@ -76,6 +90,28 @@ impl Probe {
             *last = figures;
         }
         *last
+    }
+
+    /// Lets as much wait unsent in the kernel as the line takes in [`NOTSENT_TIME`]; to be called now and then.
+    /// Only with BBR: without, bundles of connections look at what is unsent themselves.
+    pub fn follow_rate(&self) {
+        if self.congestion().as_deref() != Some("bbr") {
+            return;
+        }
+        let (socket, mut pace) = (lock(&self.socket), lock(&self.pace));
+        let Some(socket) = socket.as_ref() else { return };
+        let rate = tcp_info(socket).map_or(0.0, |figures| figures.delivery_rate as f64);
+        let rate = rate.max(pace.0 * RATE_KEEP);
+        let lowat = match (rate * NOTSENT_TIME.as_secs_f64()) as u32 {
+            0 => NOTSENT_LOWAT_MAX,
+            bytes => bytes.clamp(NOTSENT_LOWAT_MIN, NOTSENT_LOWAT_MAX),
+        };
+        if lowat != pace.1
+            && let Err(error) = SockRef::from(socket).set_tcp_notsent_lowat(lowat)
+        {
+            tracing::debug!(%error, "a socket option was refused");
+        }
+        *pace = (rate, lowat);
     }
 
     /// `bbr`, `cubic`, …
@@ -154,6 +190,7 @@ fn tcp_info(socket: &OwnedFd) -> Option<TcpFigures> {
         window: u64::from(info.tcpi_snd_cwnd) * u64::from(info.tcpi_snd_mss),
         rtt: Duration::from_micros(u64::from(info.tcpi_rtt)),
         rtt_min: Duration::from_micros(u64::from(info.tcpi_min_rtt)),
+        delivery_rate: info.tcpi_delivery_rate,
     })
 }
 

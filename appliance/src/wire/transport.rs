@@ -20,12 +20,10 @@ use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId, Transport, noise, quic, tcp, yamux};
 use socket2::SockRef;
 
-use super::probe::Probe;
+use super::probe::{NOTSENT_LOWAT_MAX, Probe};
 use super::valve::Turn;
 use crate::limits::TCP_USER_TIMEOUT;
 
-/// Bytes that may wait unsent in the kernel: more only delays control (818 ms to 262 ms, measured).
-const NOTSENT_LOWAT: u32 = 128 * 1024;
 /// Streams of one connection: one control, two data, one pairing, and room for those closing.
 const STREAMS_MAX: usize = 16;
 
@@ -79,7 +77,7 @@ impl Sockets {
             );
         }
         let tuned = socket
-            .set_tcp_notsent_lowat(NOTSENT_LOWAT)
+            .set_tcp_notsent_lowat(NOTSENT_LOWAT_MAX)
             .and_then(|()| socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT)))
             .and_then(|()| socket.set_tcp_nodelay(true));
         if let Err(error) = tuned {

@@ -19,6 +19,8 @@ pub mod gear;
 mod table;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_measure;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -8,6 +8,10 @@ use super::{Choice, Content, Effort, FIRST, Harder, Made, Spare, TIERS, TRIED};
 
 /// A tier that costs no more than this against the cheapest counts as equal.
 const EQUAL: f64 = 1.1;
+/// What work takes against what was measured: reading, hashing and the line need the processor as well.
+const WORK_RESERVE: f64 = 1.2;
+/// From here on (200 Mbit/s) time counts before bytes.
+const QUICK_LINE: f64 = 25e6;
 /// Below this (2 Gbit/s) the first tier is not used: bytes count where a line is a line.
 pub(super) const FAST_LINE: f64 = 250e6;
 /// Weight of the newest measurement.
@@ -24,6 +28,10 @@ const RAW_BYTES_TARGET: f64 = 512.0 * 1024.0;
 const OF_THE_TIME: f64 = 0.6;
 /// The share after which it is given up for what can be kept up, less twice the time for that.
 const OF_THE_TIME_MAX: f64 = 0.9;
+/// Fewer seconds until the line runs dry are none.
+const DRY_LEAST: f64 = 0.3;
+/// Seconds for a byte at the first tier before anything was measured: 400 MB/s.
+const WORK_PRIOR: f64 = 2.5e-9;
 /// A batch that was given up says this much of its tier at most: what it stumbled over may be rare.
 const LATE_MAX: f64 = 2.0;
 /// Batches before the first decision: the very first ones are slow (memory is new, caches are cold).
@@ -79,12 +87,11 @@ impl Controller {
     /// A session that begins where an earlier one on the same line left off, with or without bases.
     pub fn starting_from(line_bytes_per_second: Option<f64>, bases: bool) -> Self {
         let end = TIERS.iter().position(|tier| tier.bases && !bases).unwrap_or(TIERS.len());
-        let first = FIRST.min(end - 1);
-        Self {
+        let mut new = Self {
             end,
-            tier: first,
-            kept_up: first,
-            bases: TIERS[first].bases,
+            tier: FIRST,
+            kept_up: FIRST,
+            bases: true,
             work: [None; TIERS.len()],
             weight: 1.0,
             worths: VecDeque::new(),
@@ -93,7 +100,10 @@ impl Controller {
             gain: None,
             raw: false,
             batches: 0,
-        }
+        };
+        let first = line_bytes_per_second.map_or(FIRST, |line| new.cheapest(line)).min(FIRST).min(end - 1);
+        (new.tier, new.kept_up, new.bases) = (first, first, TIERS[first].bases);
+        new
     }
 
     /// The effort as last chosen.
@@ -234,7 +244,7 @@ impl Controller {
     /// What may be tried beside, least work first: one step at a time upwards, for what is not measured is a guess.
     fn beyond(&self) -> std::ops::Range<usize> {
         let end = self.end.min(self.known() + 2);
-        if self.line.waits() { self.kept_up + 1..end } else { 0..0 }
+        if self.line.waits_and_is_settled() { self.kept_up + 1..end } else { 0..0 }
     }
 
     /// Stored bytes to expect of a batch.
@@ -250,10 +260,12 @@ impl Controller {
 
     /// The tier at which a byte costs least, of equals the one that sends least.
     fn cheapest(&self, line: f64) -> usize {
-        let cost = |tier: usize| (self.seconds(tier) * self.weight).max(self.stored(tier) / line);
+        let work = |tier: usize| self.seconds(tier) * self.weight * WORK_RESERVE;
+        let cost = |tier: usize| work(tier).max(self.stored(tier) / line);
         let lowest = usize::from(line < FAST_LINE);
         let least = (lowest..self.end).map(cost).fold(f64::MAX, f64::min);
-        let equal = (lowest..self.end).filter(|tier| cost(*tier) <= least * EQUAL);
+        let most = if line < QUICK_LINE { least * EQUAL } else { least };
+        let equal = (lowest..self.end).filter(|tier| cost(*tier) <= most);
         equal.min_by(|a, b| self.stored(*a).total_cmp(&self.stored(*b))).unwrap_or(self.kept_up)
     }
 
@@ -283,7 +295,7 @@ impl Controller {
             |at: usize| self.work[at].map(|(seconds, _)| seconds * TIERS[tier].prior.0 / TIERS[at].prior.0);
         let mut near: Vec<usize> = (0..TIERS.len()).collect();
         near.sort_by_key(|at| at.abs_diff(tier));
-        near.into_iter().find_map(measured).unwrap_or(0.0)
+        near.into_iter().find_map(measured).unwrap_or(WORK_PRIOR * TIERS[tier].prior.0)
     }
 
     /// Why, for people.
@@ -307,9 +319,10 @@ impl Controller {
     }
 }
 
-/// Seconds until the line runs dry.
+/// Seconds until the line runs dry; none where they are so few that a hiccup takes as long.
 fn dry(spare: Spare, line: f64) -> f64 {
-    spare.backlog as f64 / line - PAST_SECONDS
+    let seconds = spare.backlog as f64 / line - PAST_SECONDS;
+    if seconds < DRY_LEAST { 0.0 } else { seconds }
 }
 
 /// What the work on a batch depends on.

@@ -27,6 +27,11 @@ const RATE_MIN: f64 = 1000.0;
 /// A stretch in which the sender had nothing to pack for more than this share of it says nothing.
 const IDLE: f64 = 0.3;
 
+/// A line is settled where its rate did not change by more than this part in [`SETTLE_SECONDS`] in which it was full: at
+/// its start congestion control feels for its rate, and what was packed then seems to last longer than it does.
+const SETTLED: f64 = 1.25;
+const SETTLE_SECONDS: f64 = 0.5;
+
 /// What the sender saw between a batch and the one before it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
@@ -59,13 +64,17 @@ pub struct Line {
     seen_full: bool,
     /// What the line took before it was taken to be faster.
     guessed_from: Option<f64>,
+    /// What it took some time ago, and for how long it was full since.
+    earlier: (f64, f64),
+    settled: bool,
 }
 
 impl Line {
     /// As it was the last time.
     pub fn new(rate: Option<f64>) -> Self {
         let patience = if rate.is_some() { PATIENCE.1 } else { PATIENCE.0 };
-        Self { rate, waits: true, patience, seen_full: rate.is_some(), ..Self::default() }
+        let earlier = (rate.unwrap_or(0.0), 0.0);
+        Self { rate, waits: true, patience, seen_full: rate.is_some(), earlier, ..Self::default() }
     }
 
     /// Bytes a second.
@@ -76,6 +85,11 @@ impl Line {
     /// True where the line is what the session waits for.
     pub fn waits(&self) -> bool {
         self.waits
+    }
+
+    /// True where it is, and takes what it took some time ago.
+    pub fn waits_and_is_settled(&self) -> bool {
+        self.waits && self.settled
     }
 
     /// Another batch came.
@@ -99,6 +113,11 @@ impl Line {
                 self.patience = if right { PATIENCE.0 } else { (self.patience * 2).min(PATIENCE.2) };
             }
             (self.waits, self.unfilled, self.seen_full) = (true, 0, true);
+            self.earlier.1 += seconds;
+            if self.earlier.1 >= SETTLE_SECONDS {
+                let before = std::mem::replace(&mut self.earlier, (rate, 0.0)).0;
+                self.settled = rate <= before * SETTLED && before <= rate * SETTLED;
+            }
         } else if idle < seconds * IDLE {
             self.unfilled += 1;
             if self.unfilled >= self.patience {
