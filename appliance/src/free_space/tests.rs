@@ -84,6 +84,20 @@ pub(super) fn check_shape(found: &FreeSpace, disk_len: u64) {
     }
 }
 
+/// A page of 4 KiB as NTFS begins its log with.
+pub(super) fn restart_page(page: &mut [u8], lsn: u64, flags: u16) {
+    page.fill(0);
+    page[..4].copy_from_slice(b"RSTR");
+    for (at, value) in [(4, 30u16), (6, 9), (24, 64), (30, 1), (64 + 12, 0), (64 + 14, flags)] {
+        page[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    page[16..20].copy_from_slice(&4096u32.to_le_bytes());
+    page[64..72].copy_from_slice(&lsn.to_le_bytes());
+    for sector in 1..=8 {
+        page[sector * 512 - 2..sector * 512].copy_from_slice(&1u16.to_le_bytes());
+    }
+}
+
 /// A disk in memory; blocks that were never written are zeroes.
 #[derive(Clone)]
 pub(super) struct MemoryDisk(pub(super) Vec<u8>);

@@ -4,6 +4,8 @@
 //! `VBR_FREE_SPACE_IMAGES=N` sets how many images each proof makes (default: about one of each kind).
 
 mod files;
+mod lab;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -11,126 +13,18 @@ use std::hash::Hasher;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use self::files::{tree, write_masked, write_randomly};
+use self::lab::{Device, Lab, Mount, can_run, images, run};
 use super::tests::{ImageFile, Rng};
 use super::{FreeSpace, MaskedDisk, changed_since, map};
 use crate::block::{BlockRead, Extent};
 
 const IMAGE_BYTES: u64 = 160 << 20;
 const PART_OFFSET: u64 = 1 << 20;
-
-fn run(program: &str, args: &[&str]) -> Result<String, String> {
-    let out = Command::new(program).args(args).output().map_err(|error| format!("{program}: {error}"))?;
-    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-    if out.status.success() { Ok(text) } else { Err(format!("{program} {args:?}: {text}")) }
-}
-
-/// False, with a message, where a proof cannot run here.
-fn can_run(tools: &[&str]) -> bool {
-    if run("id", &["-u"]).is_ok_and(|id| id.trim() != "0") {
-        eprintln!("skipped: needs root");
-        return false;
-    }
-    for tool in tools {
-        if !["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|dir| Path::new(dir).join(tool).exists()) {
-            eprintln!("skipped: {tool} is not installed");
-            return false;
-        }
-    }
-    true
-}
-
-fn images(default: u64) -> u64 {
-    std::env::var("VBR_FREE_SPACE_IMAGES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
-}
-
-/// A mounted file system that can copy files at one moment (reflink).
-struct Lab {
-    /// Unmounted before the directory goes: fields are dropped in their order.
-    pool: Option<Mount>,
-    dir: tempfile::TempDir,
-}
-
-impl Lab {
-    fn new() -> Result<Self, String> {
-        // Memory where there is enough of it: every sync of the guest's is one here too.
-        let roomy = run("df", &["--output=avail", "-BG", "/dev/shm"]);
-        let roomy = roomy.is_ok_and(|text| {
-            text.lines()
-                .nth(1)
-                .and_then(|n| n.trim().trim_end_matches('G').parse().ok())
-                .is_some_and(|n: u64| n >= 6)
-        });
-        let parent = if roomy { "/dev/shm" } else { "/var/tmp" };
-        let dir = tempfile::Builder::new().prefix("vbr-free-space").tempdir_in(parent).unwrap();
-        let pool = dir.path().join("pool.img");
-        File::create(&pool).and_then(|file| file.set_len(6 << 30)).unwrap();
-        run("mkfs.xfs", &["-q", "-m", "reflink=1", pool.to_str().unwrap()])?;
-        let mut lab = Self { pool: None, dir };
-        let device = Device::attach(&pool, 0)?;
-        lab.pool = Some(Mount::new(device, &lab.dir.path().join("pool"), "rw")?);
-        Ok(lab)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join("pool").join(name)
-    }
-
-    fn place(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-}
-
-/// A loop device; detached when dropped.
-struct Device(String);
-
-impl Device {
-    fn attach(image: &Path, offset: u64) -> Result<Self, String> {
-        let offset = offset.to_string();
-        let args = ["--find", "--show", "--offset", &offset, image.to_str().unwrap()];
-        run("losetup", &args).map(|device| Self(device.trim().to_owned()))
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        let _ = run("losetup", &["--detach", &self.0]);
-    }
-}
-
-/// A mount; unmounted when dropped.
-struct Mount {
-    dir: PathBuf,
-    device: Device,
-}
-
-impl Mount {
-    fn new(device: Device, dir: &Path, options: &str) -> Result<Self, String> {
-        fs::create_dir_all(dir).unwrap();
-        // What only ext4 knows is not an option of the names ext2 and ext3.
-        let only_ext4 = options.contains("nodelalloc") || options.contains("journal_checksum");
-        let kind = if only_ext4 { "ext4" } else { "auto" };
-        run("mount", &["-t", kind, "-o", options, &device.0, dir.to_str().unwrap()])?;
-        Ok(Self { dir: dir.to_owned(), device })
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        for _ in 0..20 {
-            if run("umount", &[self.dir.to_str().unwrap()]).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        eprintln!("still mounted: {} on {}", self.dir.display(), self.device.0);
-    }
-}
 
 /// A kind of file system under proof.
 struct Config {
@@ -215,17 +109,33 @@ fn look(
     xfs: bool,
     begun: (i64, i64),
 ) -> Result<(BTreeMap<PathBuf, String>, bool), String> {
-    let device = Device::attach(image, if gpt { PART_OFFSET } else { 0 })?;
-    let options = if xfs { "nouuid" } else { "rw" };
-    let mount = Mount::new(device, &lab.place("look"), options)?;
+    let (options, checker) = if xfs { ("nouuid", ["xfs_repair", "-n"]) } else { ("rw", ["e2fsck", "-fn"]) };
+    look_with(lab, image, if gpt { PART_OFFSET } else { 0 }, ("auto", options), checker, begun)
+}
+
+fn look_with(
+    lab: &Lab,
+    image: &Path,
+    offset: u64,
+    (kind, options): (&str, &str),
+    [checker, flag]: [&str; 2],
+    begun: (i64, i64),
+) -> Result<(BTreeMap<PathBuf, String>, bool), String> {
+    let mount = Mount::of(kind, Device::attach(image, offset)?, &lab.place("look"), options)?;
     let tree = tree(&mount.dir, begun);
     drop(mount);
-    let device = Device::attach(image, if gpt { PART_OFFSET } else { 0 })?;
-    let clean = if xfs { run("xfs_repair", &["-n", &device.0]) } else { run("e2fsck", &["-fn", &device.0]) };
+    let device = Device::attach(image, offset)?;
+    let clean = run(checker, &[flag, &device.0]);
     if let Err(error) = &clean {
         eprintln!("{}: {error}", image.display());
     }
     Ok((tree?, clean.is_ok()))
+}
+
+/// Times from now on: the checker and the mount change what they look at.
+fn begun() -> (i64, i64) {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    (now.as_secs() as i64, i64::from(now.subsec_nanos()))
 }
 
 /// Numbers of a proof.
@@ -267,9 +177,7 @@ fn prove(
         u64::from(found.volumes.iter().any(|volume| volume.reason.contains("transaction")));
     // What is kept as a whole is the image itself, and may be broken (a live ext2).
     if skipped > 0 {
-        // The checker and the mount change what they look at.
-        let begun = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let begun = (begun.as_secs() as i64, i64::from(begun.subsec_nanos()));
+        let begun = begun();
         let plain_path = lab.path("plain.img");
         reflink(image, &plain_path);
         let plain = look(lab, &plain_path, gpt, xfs, begun)?;

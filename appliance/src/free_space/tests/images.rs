@@ -109,17 +109,7 @@ fn ntfs_is_believed_where_its_log_says_so() {
     let log = disk.0.windows(8192).step_by(4096).position(|data| data.iter().all(|byte| *byte == 0xFF));
     let log = log.unwrap() * 4096;
     for (at, lsn, flags) in [(log, 5u64, 0u16), (log + 4096, 6, 2)] {
-        let page = &mut disk.0[at..at + 4096];
-        page.fill(0);
-        page[..4].copy_from_slice(b"RSTR");
-        for (at, value) in [(4, 30u16), (6, 9), (24, 64), (30, 1), (64 + 12, 0), (64 + 14, flags)] {
-            page[at..at + 2].copy_from_slice(&value.to_le_bytes());
-        }
-        page[16..20].copy_from_slice(&4096u32.to_le_bytes());
-        page[64..72].copy_from_slice(&lsn.to_le_bytes());
-        for sector in 1..=8 {
-            page[sector * 512 - 2..sector * 512].copy_from_slice(&1u16.to_le_bytes());
-        }
+        restart_page(&mut disk.0[at..at + 4096], lsn, flags);
     }
     let found = map(&disk);
     check_shape(&found, disk.len());
