@@ -112,6 +112,8 @@ pub const PROBE_CHUNKS_MAX: usize = 1024;
 pub const PROBES_OPEN_MAX: usize = PAGES_OPEN_MAX;
 /// Offered bases that both ends remember the number of, newest (16 bytes each at the target).
 pub const HELD_BASES_MAX: usize = 64 * 1024;
+/// Bases of which a session remembers whether their bytes can be had (some 80 bytes each).
+pub const BASES_SOUGHT_MAX: usize = 16 * 1024;
 /// Verified chunks that all sessions of a source together keep in memory for their next batches (64 KiB each).
 pub const BASE_CHUNKS_MAX: usize = 128;
 /// Verified chunks that a session at a target keeps in memory because the next batch may use them too (64 KiB each).

@@ -23,7 +23,7 @@ use crate::accelerator::anchors::{AnchorStore, DiskKey, ImageState, SessionImage
 use crate::accelerator::global_cache::GlobalCache;
 use crate::block::{BlockRead, ChunkId, Geometry, PAGE_CHUNKS, PageHash, ShortId};
 use crate::block_file::RawFile;
-use crate::limits::{BASE_CHUNKS_MAX, BASE_PAGES_IN_MEMORY_MAX, HELD_BASES_MAX};
+use crate::limits::{BASE_CHUNKS_MAX, BASE_PAGES_IN_MEMORY_MAX, BASES_SOUGHT_MAX, HELD_BASES_MAX};
 use crate::repository::manifest::PageIds;
 use crate::repository::source::StoredManifest;
 use crate::wire::message::PrefixFrom;
@@ -86,6 +86,8 @@ pub struct Bases {
     images: Vec<Option<SessionImages>>,
     held: Mutex<HeldBases>,
     memory: Mutex<Memory>,
+    /// Chunks whose bytes can be had here, or not.
+    sought: Mutex<LruCache<ShortId, bool>>,
     built: Mutex<Built>,
     /// Something was sent whose anchors nobody looked for: the line was too fast for that.
     unlearned: AtomicBool,
@@ -133,6 +135,7 @@ impl Bases {
             images,
             held: Mutex::default(),
             memory: Mutex::new(memory),
+            sought: Mutex::new(LruCache::new(at_most(BASES_SOUGHT_MAX))),
             unlearned: AtomicBool::new(false),
             built: Mutex::new(Built { pages: HashMap::new(), cursors: vec![0; disks] }),
         }
@@ -288,6 +291,18 @@ impl Bases {
         let data: Arc<[u8]> = data.into();
         lock(&self.chunks.0).put(id.short(), data.clone());
         Some(data)
+    }
+
+    /// Whether those bytes can be had here. Asked once for each: a place that was overwritten does not come back.
+    pub fn has(&self, ctx: &Replication, image: u16, chunk: u64, id: &ChunkId) -> bool {
+        if let Some(has) = lock(&self.sought).get(&id.short()) {
+            return *has;
+        }
+        let has = lock(&self.chunks.0).contains(&id.short())
+            || self.read_in_place(ctx, image, chunk, id).is_some()
+            || self.cache.contains_many(ctx.key.tag(), &[id.short()]) == [true];
+        lock(&self.sought).put(id.short(), has);
+        has
     }
 
     fn read_in_place(&self, ctx: &Replication, image: u16, chunk: u64, id: &ChunkId) -> Option<Vec<u8>> {

@@ -195,13 +195,16 @@ fn pays(ctx: &Replication) -> bool {
 }
 
 /// Adds the bases of other disks that these anchors lead to; true where most anchors lead somewhere that
-/// may serve.
+/// may serve. What was overwritten where it lay may not, unless a cache has it: a chunk of a database page by page.
 fn offer_bases(ctx: &Replication, anchors: &[ChunkAnchor], offered: &mut Vec<ShortId>) -> bool {
     let places = ctx.bases.anchors.find(anchors.iter().map(|(anchor, _)| *anchor));
     let (mut hits, mut seen) = (0, HashSet::new());
     for place in places.into_iter().flatten() {
         let chunk = u64::from(place.block) * BLOCK_BYTES as u64 / crate::block::CHUNK_BYTES as u64;
         let Some(found) = ctx.bases.find(ctx, place.image, chunk) else { continue };
+        if !ctx.bases.has(ctx, place.image, chunk, &found.id) {
+            continue;
+        }
         hits += 1;
         if found.from.is_none()
             && seen.insert(found.id)
