@@ -20,3 +20,4 @@ pub mod supervisor;
 pub mod telemetry;
 pub mod throttle;
 pub mod wire;
+pub mod worker;

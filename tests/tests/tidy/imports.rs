@@ -16,6 +16,7 @@ const LEAVES: &[&str] = &[
     "schedule",
     "telemetry",
     "throttle",
+    "worker",
 ];
 
 /// What else a module may use. `wire::message` are the frames alone: types and their encoding.
