@@ -14,6 +14,7 @@ pub mod job;
 pub mod limits;
 pub mod mover;
 pub mod nbd;
+pub mod notify;
 pub mod repository;
 pub mod schedule;
 pub mod supervisor;

@@ -13,6 +13,7 @@ const LEAVES: &[&str] = &[
     "free_space",
     "limits",
     "nbd",
+    "notify",
     "schedule",
     "telemetry",
     "throttle",
