@@ -119,6 +119,13 @@ impl Point {
         Ok(self.shared.page(&manifest, page)?.map(|ids| PageIds::clone(&ids)))
     }
 
+    /// Reads a page of the manifest from the disk, not from memory, and holds it against its hash.
+    pub fn check_page(&self, disk: u16, page: u64) -> Result<(), RepositoryError> {
+        let manifest = self.shared.manifest(&self.id, disk)?;
+        let Some(entry) = manifest.entries.get(&page) else { return Ok(()) };
+        self.shared.load_page(&manifest, entry).map(drop)
+    }
+
     /// Opens a disk for reading; the point is held until the reader is dropped.
     pub fn open_disk(&self, disk: u16) -> Result<Arc<dyn BlockRead>, RepositoryError> {
         self.open_within(disk, LEASE_PATIENCE)

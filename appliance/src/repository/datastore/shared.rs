@@ -201,7 +201,8 @@ impl Shared {
         self.core.caches.page(entry.hash, || self.load_page(manifest, entry)).map(Some)
     }
 
-    fn load_page(&self, manifest: &DiskManifest, entry: &PageEntry) -> Result<PageIds, RepositoryError> {
+    /// A page body from the disk, verified.
+    pub fn load_page(&self, manifest: &DiskManifest, entry: &PageEntry) -> Result<PageIds, RepositoryError> {
         let file = manifest.files.get(entry.file as usize);
         let file =
             file.ok_or_else(|| RepositoryError::damaged(self.title(), "an entry names no pages file"))?;
