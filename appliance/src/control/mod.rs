@@ -3,7 +3,7 @@
 //! ```text
 //! socket   the unix socket: permissions, stale files, who is at the other end
 //! routes   the one table of routes, and the OpenAPI document that describes each of them
-//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle   the handlers, one noun a file
+//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle, housekeeping   the handlers, one noun a file
 //! orders   what the rest of vbrd must be able to do, as traits: the handlers know nothing else
 //! export   the stream that carries a restore point's disk to the console
 //! ```
@@ -17,6 +17,7 @@
 
 mod export;
 mod hosts;
+mod housekeeping;
 mod jobs;
 pub mod orders;
 mod peers;
@@ -40,7 +41,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use orders::{
-    Answer, Export, ExportSink, HostOrders, JobOrders, PeerOrders, ReplicaOrders, SiteOrders, ThrottleOrders,
+    Answer, Export, ExportSink, HostOrders, HousekeepingOrders, JobOrders, PeerOrders, ReplicaOrders, SiteOrders, ThrottleOrders,
 };
 pub use reference::{PointRef, ReplicaRef};
 pub use routes::openapi;
@@ -72,6 +73,8 @@ pub struct Api {
     pub replicas: Arc<dyn ReplicaOrders>,
     /// Throttling rules.
     pub throttle: Arc<dyn ThrottleOrders>,
+    /// Background workers.
+    pub housekeeping: Arc<dyn HousekeepingOrders>,
     shutdown: CancellationToken,
     heavy: Arc<Semaphore>,
 }
@@ -85,10 +88,11 @@ impl Api {
         jobs: Arc<dyn JobOrders>,
         replicas: Arc<dyn ReplicaOrders>,
         throttle: Arc<dyn ThrottleOrders>,
+        housekeeping: Arc<dyn HousekeepingOrders>,
         shutdown: CancellationToken,
     ) -> Self {
         let heavy = Arc::new(Semaphore::new(HEAVY_ORDERS_MAX));
-        Self { site, peers, hosts, jobs, replicas, throttle, shutdown, heavy }
+        Self { site, peers, hosts, jobs, replicas, throttle, housekeeping, shutdown, heavy }
     }
 
     /// The router with all routes and bounds.

@@ -1,0 +1,156 @@
+//! The scrub: reading the global cache, and the manifests of all restore points, at a modest rate.
+//!
+//! A bad record of the cache is dropped, so that it comes again; a page of a manifest that does not fit its hash is
+//! reported, with the restore points that have it. What was found stays a warning until a pass finds nothing.
+//! Disks of restore points are `verifying`'s.
+
+use std::collections::{BTreeSet, HashSet};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vbr_api::Warning;
+
+use super::housekeeping::Kept;
+use crate::accelerator::global_cache::ScrubReport;
+use crate::block::PageHash;
+use crate::config::PacedSection;
+use crate::repository::datastore::Replica;
+use crate::worker::{Outcome, Pace, Pass, Plan, Role, Spec, Workers};
+
+/// Pages of one replica that a pass remembers to have read: the pages of 64 TiB.
+const PAGES_SEEN_MAX: usize = 1 << 20;
+/// Restore points that a finding names.
+const POINTS_NAMED_MAX: usize = 8;
+/// What a page of a manifest costs to read.
+const PAGE_BYTES: u64 = 32 * 1024;
+
+/// The scrub, over what it reads.
+pub struct Scrub(pub Kept);
+
+impl Scrub {
+    /// Starts the worker.
+    pub fn tend(
+        self,
+        section: PacedSection,
+        workers: &Workers,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) {
+        let what = "reads the cache and all manifests, drops what is damaged";
+        let worker = workers.register(Spec::new("scrub", Role::Site, what).remembered());
+        let Some(every) = section.every else { return worker.disable() };
+        let plan = Plan::every(&worker, every);
+        tasks.spawn(worker.drive(stop.clone(), plan, move |pass| {
+            let mut pace = Pace::new(section.bytes_per_second);
+            let cache = self.cache(pass, &mut pace);
+            let pages = self.manifests(pass, &mut pace);
+            pass.worker().count("cache_records", cache.records);
+            pass.worker().count("cache_bad", cache.bad);
+            pass.worker().count("manifest_pages", pages.read);
+            pass.worker().count("manifest_bad", pages.bad);
+            tracing::info!(?cache, pages = pages.read, bad_pages = pages.bad, "the scrub ended");
+            Ok(Outcome { finding: finding(&cache, &pages), ..Outcome::again_in(every) })
+        }));
+    }
+
+    fn cache(&self, pass: &Pass, pace: &mut Pace) -> ScrubReport {
+        let key = |tag| self.0.wire.domain_key(tag);
+        self.0.cache.scrub(&key, &mut |bytes, done, packs| {
+            pass.worker().progress(done, packs);
+            pace.spend(pass, bytes, self.0.is_busy())
+        })
+    }
+
+    fn manifests(&self, pass: &Pass, pace: &mut Pace) -> Pages {
+        let mut pages = Pages::default();
+        for replica in self.0.stores.replicas() {
+            self.manifests_of(&replica, pass, pace, &mut pages);
+        }
+        pages
+    }
+
+    /// Pages that restore points share are read once.
+    fn manifests_of(&self, replica: &Replica, pass: &Pass, pace: &mut Pace, pages: &mut Pages) {
+        let (mut good, mut bad): (HashSet<PageHash>, HashSet<PageHash>) = Default::default();
+        // The newest first: it is what the next session builds on.
+        for point in replica.points().into_iter().rev().filter(|point| point.is_good()) {
+            let (Ok(disks), Ok(_lease)) = (point.disks(), point.lease()) else { continue };
+            for disk in 0..disks.len() as u16 {
+                let Ok(table) = point.table(disk) else { continue };
+                for (page, hash) in table.iter() {
+                    if good.contains(hash) {
+                        continue;
+                    }
+                    if !bad.contains(hash) {
+                        if !pace.spend(pass, PAGE_BYTES, self.0.is_busy()) {
+                            return;
+                        }
+                        pages.read += 1;
+                        let read = point.check_page(disk, *page);
+                        if read.is_ok() && good.len() < PAGES_SEEN_MAX {
+                            good.insert(*hash);
+                        }
+                        let Err(error) = read else { continue };
+                        if error.is_passing() {
+                            continue; // It retires meanwhile, for one.
+                        }
+                        tracing::error!(%error, disk, page, "{} has a damaged page", point.title());
+                        pages.bad += 1;
+                        bad.insert(*hash);
+                    }
+                    pages.points.insert(point.title());
+                }
+            }
+        }
+    }
+}
+
+/// What the manifests' part of a pass found.
+#[derive(Default)]
+struct Pages {
+    read: u64,
+    bad: u64,
+    points: BTreeSet<String>,
+}
+
+fn finding(cache: &ScrubReport, pages: &Pages) -> Option<Warning> {
+    if pages.bad > 0 {
+        let named: Vec<&str> = pages.points.iter().take(POINTS_NAMED_MAX).map(String::as_str).collect();
+        let more = pages.points.len().saturating_sub(named.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let what = format!(
+            "the scrub found {} damaged pages in manifests, of {}{more}; their disks were not touched",
+            pages.bad,
+            named.join(", ")
+        );
+        let next = "verify these points (vbrctl restore-point verify); run the job again: what is bad is sent anew";
+        return Some(Warning { level: "critical".into(), what, next_step: next.into() });
+    }
+    let lost = cache.bad + cache.vanished;
+    (lost > 0).then(|| Warning {
+        level: "warning".into(),
+        what: format!(
+            "the scrub found {} damaged records and {} unreadable packs in the cache, of {} records; they were \
+             dropped and come again when they are needed",
+            cache.bad, cache.vanished, cache.records
+        ),
+        next_step: "look at the disk of the cache; vbrctl task run scrub says whether there is more".into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_costs_data_is_critical_and_comes_first() {
+        let cache = ScrubReport { bad: 3, records: 9, ..ScrubReport::default() };
+        let clean = ScrubReport { records: 9, whole: true, ..ScrubReport::default() };
+        assert_eq!(finding(&clean, &Pages::default()), None);
+        let found = finding(&cache, &Pages::default()).unwrap();
+        assert!(found.level == "warning" && found.what.contains("3 damaged records"), "{found:?}");
+        let points = (0..10).map(|n| format!("restore point a/b@{n}")).collect();
+        let found = finding(&cache, &Pages { read: 5, bad: 1, points }).unwrap();
+        assert!(found.level == "critical" && found.what.contains("and 2 more"), "{found:?}");
+    }
+}
