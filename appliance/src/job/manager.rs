@@ -210,10 +210,14 @@ impl JobManager {
     pub fn set_enabled(&self, name: &str, enabled: bool) -> Result<Job, Problem> {
         let _defining = self.defining.lock().unwrap_or_else(PoisonError::into_inner);
         let mut definition = self.lock().jobs.get(name).cloned().ok_or_else(|| unknown_job(name))?;
-        definition.spec.enabled = enabled;
+        let changes = std::mem::replace(&mut definition.spec.enabled, enabled) != enabled;
         self.definitions.store(&definition)?;
         self.lock().jobs.insert(name.to_string(), definition);
         self.put_on_agenda(name);
+        if changes {
+            let event = if enabled { "enabled" } else { "disabled" };
+            self.parts.log.note(name, None, Line::info(event, format!("{event} by order")));
+        }
         self.show(name)
     }
 

@@ -150,7 +150,9 @@ impl TargetService {
     /// Indexes, at the start and when asked, every sealed point that the index does not know.
     pub fn tend_points(self: &Arc<Self>, workers: &Workers) {
         let what = "enters restore points into the index of chunks where they are missing";
-        let worker = workers.register(Spec::new("point-indexing", Role::Target, what));
+        // A point of many terabytes is one step.
+        let spec = Spec::new("point-indexing", Role::Target, what).stuck_after(Duration::from_secs(2 * 3600));
+        let worker = workers.register(spec);
         let plan = Plan { wake: Some(self.index_soon.clone()), ..Plan::default() };
         let service = self.clone();
         let work = move |pass: &Pass| {

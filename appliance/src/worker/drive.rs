@@ -112,10 +112,10 @@ impl Plan {
         Self { first, ..Self::default() }
     }
 
-    /// Every so often from its last run on, which may have been before a restart. A site that never ran it
-    /// waits one interval.
+    /// Every so often from its last run on, which may have been before a restart; from the first start on where
+    /// there was none.
     pub fn every(worker: &Worker, every: Duration) -> Self {
-        let since = worker.last_run_at().map(|at| Moment::now().duration_since(at).unsigned_abs());
+        let since = worker.waits_since().map(|at| Moment::now().duration_since(at).unsigned_abs());
         Self::after(since.map_or(every, |since| every.saturating_sub(since).max(Duration::from_secs(60))))
     }
 }
@@ -133,7 +133,11 @@ impl Worker {
         let mut next = Next::In(plan.first);
         let mut failures = 0;
         while let Some(why) = self.pause(&stop, &plan, next).await {
-            match self.run(&stop, work.clone(), why).await {
+            let ended = self.run(&stop, work.clone(), why).await;
+            if stop.is_cancelled() {
+                break; // It may have ended early, and counts as one that did not begin.
+            }
+            match ended {
                 Some(Ok(outcome)) => {
                     failures = 0;
                     next = outcome.next;

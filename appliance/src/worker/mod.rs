@@ -135,6 +135,7 @@ impl Workers {
                 return refuse("it is switched off in the configuration", "set its interval, then restart vbrd");
             }
             task if !task.runnable => return refuse("it runs when there is work for it", "leave it"),
+            task if matches!(task.state, TaskState::Running | TaskState::Stuck) => {}
             _ => worker.ask(),
         }
         Ok(worker.view())
@@ -164,6 +165,8 @@ struct Inner {
     /// Its last sign of progress.
     beat: Option<Instant>,
     last_run_at: Option<Moment>,
+    /// When it was registered first, also before a restart; kept for those that are remembered.
+    since: Option<Moment>,
     duration_ms: Option<u64>,
     next_run_at: Option<Moment>,
     runs: u64,
@@ -263,9 +266,10 @@ impl Worker {
         }
     }
 
-    /// When its last run began, also before a restart.
-    pub fn last_run_at(&self) -> Option<Moment> {
-        self.lock().last_run_at
+    /// When its last run began, or where there was none, when it was registered first; also before a restart.
+    pub fn waits_since(&self) -> Option<Moment> {
+        let inner = self.lock();
+        inner.last_run_at.or(inner.since)
     }
 
     /// As the console sees it.
@@ -334,7 +338,9 @@ impl Worker {
         let Some(memory) = &self.memory else { return };
         let kept = {
             let inner = self.lock();
-            serde_json::json!({ "at": inner.last_run_at, "finding": inner.finding, "ms": inner.duration_ms })
+            serde_json::json!({
+                "since": inner.since, "at": inner.last_run_at, "ms": inner.duration_ms, "finding": inner.finding,
+            })
         };
         let mut batch = Batch::new();
         batch.put(cf::META, self.memory_key(), kept.to_string());
@@ -347,8 +353,12 @@ impl Worker {
         let Some(memory) = &self.memory else { return };
         let kept = memory.get(cf::META, &self.memory_key()).ok().flatten();
         let kept: Option<serde_json::Value> = kept.and_then(|kept| serde_json::from_slice(&kept).ok());
-        let Some(kept) = kept else { return };
+        let Some(kept) = kept else {
+            self.lock().since = Some(Moment::now());
+            return self.remember();
+        };
         let mut inner = self.lock();
+        inner.since = serde_json::from_value(kept["since"].clone()).ok().flatten();
         inner.last_run_at = serde_json::from_value(kept["at"].clone()).ok().flatten();
         inner.finding = serde_json::from_value(kept["finding"].clone()).ok().flatten();
         inner.duration_ms = kept["ms"].as_u64();

@@ -94,6 +94,29 @@ async fn a_stop_brings_the_last_run_where_there_is_one() {
     assert_eq!(last.load(Ordering::SeqCst), 1);
 }
 
+/// What a run that was ended early found, or did not find, says nothing.
+#[tokio::test]
+async fn a_run_that_the_stop_ends_counts_as_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (database, tasks) = (Database::open(dir.path(), 16 << 20).unwrap(), TaskTracker::new());
+    let stop = tokio_util::sync::CancellationToken::new();
+    let workers = Workers::new(Some(database.clone()));
+    let worker = workers.register(spec("scrub").remembered());
+    let work = |pass: &Pass| {
+        pass.sleep(Duration::from_secs(600));
+        Ok(Outcome::again_in(Duration::from_secs(3600)))
+    };
+    tasks.spawn(worker.drive(stop.clone(), Plan::default(), work));
+    until(|| workers.show("scrub").unwrap().state == TaskState::Running).await;
+    let running = workers.run("scrub").unwrap();
+    assert_eq!(running.runs, 1, "one that runs is left running");
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    let again = Workers::new(Some(database)).register(spec("scrub").remembered());
+    assert!(again.view().last_run_at.is_none());
+}
+
 #[test]
 fn who_is_not_driven_or_switched_off_is_not_run_by_order() {
     let workers = Workers::new(None);
@@ -112,12 +135,15 @@ fn what_a_remembered_run_found_is_there_after_a_restart() {
     let finding = Warning { level: "critical".into(), what: "a hole".into(), next_step: "mend it".into() };
     {
         let worker = Workers::new(Some(database.clone())).register(spec("scrub").remembered());
+        assert!(worker.view().last_run_at.is_none() && worker.waits_since().is_some());
+        let again = Workers::new(Some(database.clone())).register(spec("scrub").remembered());
+        assert_eq!(again.waits_since(), worker.waits_since(), "a restart does not begin the wait anew");
         worker.begin();
         worker.end(Ok(Some(finding.clone())));
     }
     let workers = Workers::new(Some(database));
     let worker = workers.register(spec("scrub").remembered());
-    assert!(worker.last_run_at().is_some());
+    assert!(worker.view().last_run_at.is_some());
     assert_eq!(workers.warnings(), [finding]);
     let plan = Plan::every(&worker, Duration::from_secs(1000));
     assert!(plan.first > Duration::from_secs(900) && plan.first <= Duration::from_secs(1000));
