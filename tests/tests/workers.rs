@@ -111,6 +111,35 @@ fn a_damaged_record_of_the_cache_is_found_told_and_healed() -> Result<()> {
 }
 
 #[test]
+fn a_damaged_manifest_is_mended_from_the_disk_it_describes() -> Result<()> {
+    let world = World::paired(&WorldSpec::default())?;
+    let image = world.path("web.img");
+    disk::random(&image, 70 * MIB, 7)?;
+    world.job("web", &image)?;
+    world.run("web")?;
+    let target = &world.target;
+    let replica: vbr_api::Replica = target.json(&["replica", "show", "web"])?;
+    let pages = only_file(&Path::new(&replica.path).join("pages"), ".pages")?;
+    // The first of two bodies of 32 KiB, behind a header of 4 KiB.
+    spoil(&pages, 4096 + 1000)?;
+    let found = run_task(target, &["task", "run", "scrub"], "scrub")?;
+    ensure!(found.counters["manifest_mended"] == 1 && found.counters["manifest_bad"] == 0, "{found:?}");
+    ensure!(found.finding.is_some_and(|finding| finding.what.contains("mended from the disks")));
+    ensure!(check(target)?.0 == Some(1));
+    // Where disk and manifest are both damaged nobody knows what was there.
+    spoil(&pages, 4096 + 1000)?;
+    let point = world.points("web")?.remove(0);
+    let file = Path::new(&replica.path).join("points").join(&point.id).join(&point.disks[0].file);
+    spoil(&file, file.metadata()?.len() / 3)?;
+    let found = run_task(target, &["task", "run", "scrub"], "scrub")?;
+    let finding = found.finding.context("the scrub found nothing")?;
+    ensure!(finding.level == "critical" && finding.what.contains(&point.id), "{finding:?}");
+    let (code, line) = check(target)?;
+    ensure!(code == Some(2) && line.contains("manifests"), "{code:?} {line}");
+    Ok(())
+}
+
+#[test]
 fn scheduled_verification_finds_a_damaged_restore_point() -> Result<()> {
     let spec = WorldSpec { target_toml: "[verify]\nevery = \"5s\"\n".into(), ..WorldSpec::default() };
     let world = World::paired(&spec)?;
@@ -129,9 +158,6 @@ fn scheduled_verification_finds_a_damaged_restore_point() -> Result<()> {
     until("it was verified again", Duration::from_secs(60), || Ok(point()?.verified_at != verified))?;
     let replica: vbr_api::Replica = world.target.json(&["replica", "show", "web"])?;
     let file = PathBuf::from(replica.path).join("points").join(point()?.id).join(&point()?.disks[0].file);
-    let mut mode = file.metadata()?.permissions();
-    mode.set_mode(0o600);
-    std::fs::set_permissions(&file, mode)?;
     // Near the end of the file there is data, whatever its format.
     spoil(&file, file.metadata()?.len() - MIB)?;
     until("the damage was found", Duration::from_secs(60), || Ok(point()?.state == PointState::Damaged))?;

@@ -1,7 +1,7 @@
 //! The scrub: reading the global cache, and the manifests of all restore points, at a modest rate.
 //!
 //! A bad record of the cache is dropped, so that it comes again; a page of a manifest that does not fit its hash is
-//! reported, with the restore points that have it. What was found stays a warning until a pass finds nothing.
+//! made anew from the disk it describes, or reported, with the restore points that have it. What was found stays a warning until a pass finds nothing.
 //! Disks of restore points are `verifying`'s.
 
 use std::collections::{BTreeSet, HashSet};
@@ -14,7 +14,7 @@ use super::housekeeping::Kept;
 use crate::accelerator::global_cache::ScrubReport;
 use crate::block::PageHash;
 use crate::config::PacedSection;
-use crate::repository::datastore::Replica;
+use crate::repository::datastore::{Point, Replica};
 use crate::worker::{Outcome, Pace, Pass, Plan, Role, Spec, Workers};
 
 /// Pages of one replica that a pass remembers to have read: the pages of 64 TiB.
@@ -47,6 +47,7 @@ impl Scrub {
             pass.worker().count("cache_records", cache.records);
             pass.worker().count("cache_bad", cache.bad);
             pass.worker().count("manifest_pages", pages.read);
+            pass.worker().count("manifest_mended", pages.mended);
             pass.worker().count("manifest_bad", pages.bad);
             tracing::info!(?cache, pages = pages.read, bad_pages = pages.bad, "the scrub ended");
             Ok(Outcome { finding: finding(&cache, &pages), ..Outcome::again_in(every) })
@@ -67,6 +68,12 @@ impl Scrub {
             self.manifests_of(&replica, pass, pace, &mut pages);
         }
         pages
+    }
+
+    /// Makes a page anew from the disk that it describes; true where that fits, and is on the disk.
+    fn mend(&self, point: &Point, disk: u16, page: u64) -> bool {
+        let key = self.0.wire.domain_key(point.domain_tag());
+        key.is_some_and(|key| point.mend_page(disk, page, &key).is_ok()) && point.check_page(disk, page).is_ok()
     }
 
     /// Pages that restore points share are read once.
@@ -94,6 +101,12 @@ impl Scrub {
                         if error.is_passing() {
                             continue; // It retires meanwhile, for one.
                         }
+                        if self.mend(&point, disk, *page) {
+                            tracing::warn!(%error, disk, page, "{} had a damaged page; it was mended", point.title());
+                            pages.mended += 1;
+                            good.insert(*hash);
+                            continue;
+                        }
                         tracing::error!(%error, disk, page, "{} has a damaged page", point.title());
                         pages.bad += 1;
                         bad.insert(*hash);
@@ -109,6 +122,8 @@ impl Scrub {
 #[derive(Default)]
 struct Pages {
     read: u64,
+    /// Made anew from what the disks hold.
+    mended: u64,
     bad: u64,
     points: BTreeSet<String>,
 }
@@ -126,15 +141,21 @@ fn finding(cache: &ScrubReport, pages: &Pages) -> Option<Warning> {
         let next = "verify these points (vbrctl restore-point verify); run the job again: what is bad is sent anew";
         return Some(Warning { level: "critical".into(), what, next_step: next.into() });
     }
-    let lost = cache.bad + cache.vanished;
-    (lost > 0).then(|| Warning {
-        level: "warning".into(),
-        what: format!(
-            "the scrub found {} damaged records and {} unreadable packs in the cache, of {} records; they were \
-             dropped and come again when they are needed",
+    let mut found = Vec::new();
+    if cache.bad + cache.vanished > 0 {
+        found.push(format!(
+            "{} damaged records and {} unreadable packs in the cache, of {} records; they were dropped and come \
+             again when they are needed",
             cache.bad, cache.vanished, cache.records
-        ),
-        next_step: "look at the disk of the cache; vbrctl task run scrub says whether there is more".into(),
+        ));
+    }
+    if pages.mended > 0 {
+        found.push(format!("{} damaged pages in manifests, which were mended from the disks", pages.mended));
+    }
+    (!found.is_empty()).then(|| Warning {
+        level: "warning".into(),
+        what: format!("the scrub found {}", found.join("; and ")),
+        next_step: "look at the health of the disk; vbrctl task run scrub says whether there is more".into(),
     })
 }
 
@@ -149,8 +170,11 @@ mod tests {
         assert_eq!(finding(&clean, &Pages::default()), None);
         let found = finding(&cache, &Pages::default()).unwrap();
         assert!(found.level == "warning" && found.what.contains("3 damaged records"), "{found:?}");
+        let mended = Pages { read: 5, mended: 2, ..Pages::default() };
+        let found = finding(&clean, &mended).unwrap();
+        assert!(found.level == "warning" && found.what.contains("2 damaged pages"), "{found:?}");
         let points = (0..10).map(|n| format!("restore point a/b@{n}")).collect();
-        let found = finding(&cache, &Pages { read: 5, bad: 1, points }).unwrap();
+        let found = finding(&cache, &Pages { read: 5, bad: 1, points, ..Pages::default() }).unwrap();
         assert!(found.level == "critical" && found.what.contains("and 2 more"), "{found:?}");
     }
 }
