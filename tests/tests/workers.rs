@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use vbr_api::{JobLogEntry, List, Notification, NotifyHook, PointState, SessionState, Status, Task, TaskState};
+use vbr_api::{
+    JobLogEntry, List, Notification, NotifyHook, PointState, SessionState, Status, Task, TaskState,
+};
 use vbr_tests::disk::{self, MIB};
 use vbr_tests::site::Site;
 use vbr_tests::world::{World, WorldSpec};
@@ -229,7 +231,10 @@ fn success_and_failure_are_told_and_logged_with_their_reason() -> Result<()> {
     let hook = Hook::start(false)?;
     let world = World::paired(&WorldSpec { loopback: true, ..WorldSpec::default() })?;
     let (told, script) = (world.path("told"), world.path("tell"));
-    let words = format!("#!/bin/sh\n{{ echo \"$VBR_EVENT $VBR_JOB $VBR_STATE\"; cat; echo; }} >> {}\n", told.display());
+    let words = format!(
+        "#!/bin/sh\n{{ echo \"$VBR_EVENT $VBR_JOB $VBR_STATE\"; cat; echo; }} >> {}\n",
+        told.display()
+    );
     std::fs::write(&script, words)?;
     std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
     let toml = format!(
@@ -268,11 +273,15 @@ fn success_and_failure_are_told_and_logged_with_their_reason() -> Result<()> {
     ensure!(note.text.contains("web.img") && note.text.contains("job web failed"), "{note:?}");
     until("the command ran", Duration::from_secs(20), || Ok(said().contains("failure web failed\n{")))?;
     let hooks: List<NotifyHook> = world.source.json(&["notify", "list"])?;
-    ensure!(hooks.items.iter().all(|hook| hook.failed == 0 && hook.dropped == 0 && hook.sent >= 2), "{hooks:?}");
+    ensure!(
+        hooks.items.iter().all(|hook| hook.failed == 0 && hook.dropped == 0 && hook.sent >= 2),
+        "{hooks:?}"
+    );
 
     let entries = log(&world.source, "web")?;
     let events: Vec<&str> = entries.iter().map(|entry| entry.event.as_str()).collect();
-    let mut wanted = ["created", "ordered", "started", "snapshot", "attempt", "sealed", "ordered", "failed"].iter();
+    let mut wanted =
+        ["created", "ordered", "started", "snapshot", "attempt", "sealed", "ordered", "failed"].iter();
     let mut next = wanted.next();
     for event in &events {
         if next == Some(&event) {
@@ -339,8 +348,11 @@ fn who_does_not_listen_holds_up_no_job() -> Result<()> {
 fn a_missed_objective_is_told_once_and_so_is_its_end() -> Result<()> {
     let hook = Hook::start(false)?;
     let world = World::paired(&WorldSpec { loopback: true, ..WorldSpec::default() })?;
-    let toml =
-        format!("{}\n[notify.rpo]\non = [\"rpo-missed\"]\nwebhook = \"http://{}/\"\n", world.source.toml(), hook.address);
+    let toml = format!(
+        "{}\n[notify.rpo]\non = [\"rpo-missed\"]\nwebhook = \"http://{}/\"\n",
+        world.source.toml(),
+        hook.address
+    );
     world.source.stop()?;
     world.source.set_toml(&toml);
     world.source.start()?;
@@ -348,7 +360,9 @@ fn a_missed_objective_is_told_once_and_so_is_its_end() -> Result<()> {
     let image = world.path("web.img");
     disk::random(&image, MIB, 6)?;
     let path = image.to_string_lossy().into_owned();
-    world.source.ok(&["job", "create", "web", "--disk", &path, "--target", "dr", "--every", "10s", "--retry", "0"])?;
+    world
+        .source
+        .ok(&["job", "create", "web", "--disk", &path, "--target", "dr", "--every", "10s", "--retry", "0"])?;
     until("it has a point", Duration::from_secs(60), || Ok(!world.points("web")?.is_empty()))?;
     world.target.stop()?;
     until("the miss was told", Duration::from_secs(120), || Ok(hook.got("rpo-missed").is_some()))?;

@@ -108,12 +108,17 @@ pub(super) fn paced(section: &str, raw: &file::Paced, checker: &mut Checker) -> 
         Some(value) => {
             let every = checker.duration(&key, value).unwrap_or(HOUSEKEEPING_INTERVAL);
             if !every.is_zero() && every < EVERY_MIN {
-                checker.fault_in(value.span(), &key, "is too short; give at least \"5s\", or \"0\" for never".into());
+                checker.fault_in(
+                    value.span(),
+                    &key,
+                    "is too short; give at least \"5s\", or \"0\" for never".into(),
+                );
             }
             every
         }
     };
-    let rate = raw.rate.as_ref().and_then(|value| checker.size(&format!("{section}.rate"), value, RATE_MIN, 0));
+    let rate =
+        raw.rate.as_ref().and_then(|value| checker.size(&format!("{section}.rate"), value, RATE_MIN, 0));
     let every = Some(every).filter(|every| !every.is_zero());
     PacedSection { every, bytes_per_second: rate.unwrap_or(HOUSEKEEPING_RATE) }
 }
@@ -126,7 +131,10 @@ pub(super) fn history(raw: &file::History, checker: &mut Checker) -> HistorySect
         }
         keep
     });
-    HistorySection { keep, sessions: checker.count("history.sessions", raw.sessions.as_ref(), HISTORY_SESSIONS_MAX) }
+    HistorySection {
+        keep,
+        sessions: checker.count("history.sessions", raw.sessions.as_ref(), HISTORY_SESSIONS_MAX),
+    }
 }
 
 pub(super) fn notify(
@@ -304,7 +312,9 @@ mod tests {
             let said = faults(text);
             assert!(said.contains(word), "{text}: {said}");
         }
-        let many: String = (0..17).map(|n| format!("[notify.h{n}]\non = [\"failure\"]\nwebhook = \"http://x/\"\n")).collect();
+        let many: String = (0..17)
+            .map(|n| format!("[notify.h{n}]\non = [\"failure\"]\nwebhook = \"http://x/\"\n"))
+            .collect();
         assert!(faults(&many).contains("at most 16"));
     }
 
@@ -313,7 +323,9 @@ mod tests {
         let parsed = |url: &str| parse_webhook(url).map(|hook| (hook.authority, hook.path));
         assert_eq!(parsed("http://ops.lan"), Ok(("ops.lan:80".into(), "/".into())));
         assert_eq!(parsed("http://[::1]/x"), Ok(("[::1]:80".into(), "/x".into())));
-        for bad in ["ftp://x", "http://", "http://a b/", "http://x:y/", "http://u@x/", "http://:80/", "http://x/#y"] {
+        for bad in
+            ["ftp://x", "http://", "http://a b/", "http://x:y/", "http://u@x/", "http://:80/", "http://x/#y"]
+        {
             assert!(parsed(bad).is_err(), "{bad}");
         }
     }

@@ -41,7 +41,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use orders::{
-    Answer, Export, ExportSink, HostOrders, HousekeepingOrders, JobOrders, PeerOrders, ReplicaOrders, SiteOrders, ThrottleOrders,
+    Answer, Export, ExportSink, HostOrders, HousekeepingOrders, JobOrders, PeerOrders, ReplicaOrders,
+    SiteOrders, ThrottleOrders,
 };
 pub use reference::{PointRef, ReplicaRef};
 pub use routes::openapi;

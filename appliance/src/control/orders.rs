@@ -10,9 +10,10 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use vbr_api::{
-    CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobLogEntry, JobLogQuery,
-    JobSpec, JoinRequest, NotifyHook, Peer, PinRequest, Plan, Removed, Replica, Repository, RepositoryReport, RestorePoint, RunRequest,
-    Session, Status, Task, Throttle, ThrottleSpec, Throttles, VerifyReport, Vm,
+    CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobLogEntry,
+    JobLogQuery, JobSpec, JoinRequest, NotifyHook, Peer, PinRequest, Plan, Removed, Replica, Repository,
+    RepositoryReport, RestorePoint, RunRequest, Session, Status, Task, Throttle, ThrottleSpec, Throttles,
+    VerifyReport, Vm,
 };
 
 use super::reference::{PointRef, ReplicaRef};

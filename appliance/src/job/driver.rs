@@ -245,7 +245,8 @@ impl Driver {
             other => other?,
         };
         if !sealed.retired.is_empty() {
-            let text = format!("restore points that this one lets go at the target: {}", sealed.retired.join(", "));
+            let text =
+                format!("restore points that this one lets go at the target: {}", sealed.retired.join(", "));
             self.handle.tell(Line::info("retired", text));
         }
         let done = ctx.clone();

@@ -94,7 +94,8 @@ impl JobLog {
         lines: usize,
     ) -> Result<Vec<JobLogEntry>, DatabaseError> {
         let from = key(job, after.saturating_add(1));
-        let rows = self.database.scan_prefix(cf::JOB_LOG, &prefix(job), Some(&from), 2 * JOB_LOG_ENTRIES_MAX)?;
+        let rows =
+            self.database.scan_prefix(cf::JOB_LOG, &prefix(job), Some(&from), 2 * JOB_LOG_ENTRIES_MAX)?;
         let entries = rows.iter().filter_map(|(_, value)| serde_json::from_slice::<JobLogEntry>(value).ok());
         let mut entries: Vec<JobLogEntry> =
             entries.filter(|entry| session.is_none_or(|id| entry.session.as_deref() == Some(id))).collect();
@@ -144,10 +145,13 @@ impl JobLog {
         };
         let count = match count {
             Some(count) => count,
-            None => self.database.scan_prefix(cf::JOB_LOG, &prefix(job), None, 4 * JOB_LOG_ENTRIES_MAX)?.len(),
+            None => {
+                self.database.scan_prefix(cf::JOB_LOG, &prefix(job), None, 4 * JOB_LOG_ENTRIES_MAX)?.len()
+            }
         };
         // A tenth at a time, so that not every entry costs a removal.
-        let gone = if count > most { self.remove_before(job, u64::MAX, count - most + most / 10)? } else { 0 };
+        let gone =
+            if count > most { self.remove_before(job, u64::MAX, count - most + most / 10)? } else { 0 };
         self.counts().insert(job.to_string(), Some(count - gone.min(count)));
         Ok(())
     }

@@ -13,7 +13,8 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vbr_api::{
-    DiskSpec, Job, JobLag, JobLogEntry, JobLogQuery, JobSpec, Moment, PendingRetry, Session, SessionState, Warning,
+    DiskSpec, Job, JobLag, JobLogEntry, JobLogQuery, JobSpec, Moment, PendingRetry, Session, SessionState,
+    Warning,
 };
 
 use super::ahead::Gates;

@@ -95,7 +95,11 @@ fn news(told: &BTreeSet<String>, lags: &[JobLag]) -> (BTreeSet<String>, Vec<(Str
             }
             // One that was disabled has not recovered; nobody asks for it any more.
             (true, false) if lag.enabled => {
-                news.push((lag.job.clone(), format!("job {} has a recent restore point again", lag.job), true));
+                news.push((
+                    lag.job.clone(),
+                    format!("job {} has a recent restore point again", lag.job),
+                    true,
+                ));
             }
             _ => {}
         }

@@ -43,7 +43,10 @@ pub fn changes(before: &Session, after: &Session) -> Vec<Line> {
     let mut lines = Vec::new();
     let resource = |session: &Session| session.waits_for.as_ref().map(|wait| wait.resource.clone());
     if let Some(wait) = after.waits_for.as_ref().filter(|_| resource(before) != resource(after)) {
-        lines.push(Line::info("waits", format!("waits for a slot of {}, place {}", wait.resource, wait.place)));
+        lines.push(Line::info(
+            "waits",
+            format!("waits for a slot of {}, place {}", wait.resource, wait.place),
+        ));
     }
     if before.disks.is_empty() {
         for disk in &after.disks {
@@ -72,7 +75,10 @@ pub fn changes(before: &Session, after: &Session) -> Vec<Line> {
         } else {
             String::new()
         };
-        lines.push(Line::warning("trouble", format!("{}: {}; {}{tries}", error.what, error.why, error.next_step)));
+        lines.push(Line::warning(
+            "trouble",
+            format!("{}: {}; {}{tries}", error.what, error.why, error.next_step),
+        ));
     }
     if before.state != after.state {
         lines.extend(state(before, after));
@@ -85,7 +91,9 @@ fn state(before: &Session, after: &Session) -> Option<Line> {
         SessionState::Pending => return None, // What it waits for is told.
         SessionState::Running if before.state == SessionState::Waiting => Line::info("goes_on", "goes on"),
         SessionState::Running => Line::info("started", "has its slots and starts"),
-        SessionState::Waiting => Line::info("waiting", "waits for the link or the target, and goes on by itself"),
+        SessionState::Waiting => {
+            Line::info("waiting", "waits for the link or the target, and goes on by itself")
+        }
         SessionState::Suspended => Line::info("suspended", "suspended at a durable position, goes on later"),
         SessionState::Succeeded => {
             Line::info("sealed", format!("job {} {}", after.job, sealed(after))).telling(NotifyEvent::Success)
@@ -132,7 +140,13 @@ mod tests {
 
     fn error() -> ErrorBody {
         let text = |text: &str| text.to_string();
-        ErrorBody { code: text("x"), what: text("disk"), why: text("gone"), next_step: text("look"), retry: true }
+        ErrorBody {
+            code: text("x"),
+            what: text("disk"),
+            why: text("gone"),
+            next_step: text("look"),
+            retry: true,
+        }
     }
 
     fn events(lines: &[Line]) -> Vec<&str> {

@@ -58,7 +58,10 @@ pub(super) async fn run(section: &NotifySection, note: &Notification, body: &[u8
     let Ok(ended) = ended else {
         group.kill();
         let _ = child.wait().await;
-        return Err(format!("{program} did not end within {} s and was killed", section.timeout.as_secs_f32()));
+        return Err(format!(
+            "{program} did not end within {} s and was killed",
+            section.timeout.as_secs_f32()
+        ));
     };
     group.0 = None; // What it left running on purpose goes on.
     let (status, output) = ended.map_err(|error| format!("{program}: {error}"))?;

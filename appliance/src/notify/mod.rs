@@ -124,7 +124,10 @@ impl Notifier {
     pub fn test(&self, name: &str) -> Result<NotifyHook, Problem> {
         let hook = self.hooks.iter().find(|hook| hook.section.name == name);
         let hook = hook.ok_or_else(|| {
-            Problem::not_found(format!("hook {name}"), "vbrctl notify list shows what [notify.NAME] configures")
+            Problem::not_found(
+                format!("hook {name}"),
+                "vbrctl notify list shows what [notify.NAME] configures",
+            )
         })?;
         if !hook.offer(self.note("test", None, "this is a test, ordered by vbrctl notify test", None)) {
             let why = format!("{NOTIFY_QUEUED_MAX} notifications wait for it already");

@@ -157,9 +157,8 @@ fn global_cache(page: &mut Page, cache: &CacheStats) {
 pub fn tasks(tasks: &[Task]) -> String {
     let mut page = Page::default();
     let mut family = |name: &str, kind: &str, help: &str, value: fn(&Task) -> Option<f64>| {
-        let rows: Vec<_> = (tasks.iter())
-            .filter_map(|task| Some(([("task", task.name.as_str())], value(task)?)))
-            .collect();
+        let rows: Vec<_> =
+            (tasks.iter()).filter_map(|task| Some(([("task", task.name.as_str())], value(task)?))).collect();
         page.family(name, kind, help, rows.iter().map(|(labels, value)| (&labels[..], *value)));
     };
     family("vbr_task_up", "gauge", "1 unless the worker is stuck or its last run failed", |task| {

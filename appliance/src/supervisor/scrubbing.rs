@@ -73,7 +73,8 @@ impl Scrub {
     /// Makes a page anew from the disk that it describes; true where that fits, and is on the disk.
     fn mend(&self, point: &Point, disk: u16, page: u64) -> bool {
         let key = self.0.wire.domain_key(point.domain_tag());
-        key.is_some_and(|key| point.mend_page(disk, page, &key).is_ok()) && point.check_page(disk, page).is_ok()
+        key.is_some_and(|key| point.mend_page(disk, page, &key).is_ok())
+            && point.check_page(disk, page).is_ok()
     }
 
     /// Pages that restore points share are read once.
@@ -138,7 +139,8 @@ fn finding(cache: &ScrubReport, pages: &Pages) -> Option<Warning> {
             pages.bad,
             named.join(", ")
         );
-        let next = "verify these points (vbrctl restore-point verify); run the job again: what is bad is sent anew";
+        let next =
+            "verify these points (vbrctl restore-point verify); run the job again: what is bad is sent anew";
         return Some(Warning { level: "critical".into(), what, next_step: next.into() });
     }
     let mut found = Vec::new();

@@ -80,7 +80,11 @@ impl Verification {
                 pass.worker().count("points", 1);
                 pass.worker().count("bytes", report.read_bytes);
                 if report.ok {
-                    tracing::info!(point = point.id(), replica = replica.name(), "a restore point was verified");
+                    tracing::info!(
+                        point = point.id(),
+                        replica = replica.name(),
+                        "a restore point was verified"
+                    );
                 } else {
                     pass.worker().count("damaged", 1);
                     tracing::error!(

@@ -132,7 +132,10 @@ impl Workers {
         };
         match worker.view() {
             task if task.state == TaskState::Disabled => {
-                return refuse("it is switched off in the configuration", "set its interval, then restart vbrd");
+                return refuse(
+                    "it is switched off in the configuration",
+                    "set its interval, then restart vbrd",
+                );
             }
             task if !task.runnable => return refuse("it runs when there is work for it", "leave it"),
             task if matches!(task.state, TaskState::Running | TaskState::Stuck) => {}

@@ -52,6 +52,10 @@ mod tests {
         let later = start + Duration::from_millis(500);
         assert_eq!(pace.due(100, true, later), Duration::from_millis(800));
         let rested = start + Duration::from_secs(60);
-        assert_eq!(pace.due(1500, false, rested), Duration::from_millis(500), "a second is made up for, no more");
+        assert_eq!(
+            pace.due(1500, false, rested),
+            Duration::from_millis(500),
+            "a second is made up for, no more"
+        );
     }
 }

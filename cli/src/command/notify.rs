@@ -32,13 +32,15 @@ impl Command {
     pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self {
             Self::List => {
-                let empty = "nobody is told of anything; next: a section [notify.NAME] in the configuration file";
+                let empty =
+                    "nobody is told of anything; next: a section [notify.NAME] in the configuration file";
                 show::list(context, PATH, false, empty, &table).await
             }
             Self::Test { name } => {
                 let path = format!("{PATH}/{}/test", encode(&name));
                 let document = context.client.post(&path, Patience::Quick).await?;
-                let line = format!("a test is on its way to {name}; vbrctl notify list says whether it arrived");
+                let line =
+                    format!("a test is on its way to {name}; vbrctl notify list says whether it arrived");
                 context.output.done(&document, &line, json!({ "name": name }))?;
                 Ok(Exit::Done)
             }

@@ -96,8 +96,18 @@ fn trouble(task: &Task) -> String {
 }
 
 fn table(tasks: &[Task], view: &View) -> String {
-    let columns =
-        ["NAME", "+ROLE", "STATE", "LAST RUN", ">TOOK", "NEXT", ">+RUNS", "WHAT IT DOES", "TROUBLE", "+LAST ERROR"];
+    let columns = [
+        "NAME",
+        "+ROLE",
+        "STATE",
+        "LAST RUN",
+        ">TOOK",
+        "NEXT",
+        ">+RUNS",
+        "WHAT IT DOES",
+        "TROUBLE",
+        "+LAST ERROR",
+    ];
     let mut table = Table::new(view, &columns);
     for task in tasks {
         table.row(vec![
@@ -123,7 +133,10 @@ fn facts(task: &Task, view: &View) -> String {
         .add("Role", task.role.as_str())
         .add("State", task.state.as_str())
         .add("Next run", next(task, view))
-        .add_some("Last run", task.last_run_at.map(|at| format!("{}, {}", human::age(at, view.now), human::moment(at))))
+        .add_some(
+            "Last run",
+            task.last_run_at.map(|at| format!("{}, {}", human::age(at, view.now), human::moment(at))),
+        )
         .add_some("Took", task.duration_ms.map(human::span))
         .add("Runs", format!("{} since vbrd started", task.runs))
         .add_some("Failures", Some(task.failures).filter(|n| *n > 0).map(|n| format!("{n} in a row")))

@@ -90,7 +90,13 @@ impl Arguments {
 
 /// An entry where columns cannot be known beforehand.
 fn line(entry: &JobLogEntry) -> String {
-    human::clean(&format!("{}  {:7}  {:9}  {}", human::moment(entry.at), entry.level, entry.event, entry.text))
+    human::clean(&format!(
+        "{}  {:7}  {:9}  {}",
+        human::moment(entry.at),
+        entry.level,
+        entry.event,
+        entry.text
+    ))
 }
 
 fn table(entries: &[JobLogEntry], view: &View) -> String {

@@ -42,7 +42,12 @@ fn without_the_key_the_sums_are_checked_and_with_it_the_content() {
     let (entry, n) = (entries[2], 2);
     let wrong = content_of(9999, entry.plain_len as usize);
     let record = format::encode_record(&id_of(n), key().tag(), &wrong);
-    OpenOptions::new().write(true).open(&first).unwrap().write_all_at(&record, u64::from(entry.offset)).unwrap();
+    OpenOptions::new()
+        .write(true)
+        .open(&first)
+        .unwrap()
+        .write_all_at(&record, u64::from(entry.offset))
+        .unwrap();
     assert_eq!(scrub(&site, false).bad, 0);
     assert_eq!(scrub(&site, true).bad, 1);
     flip(&first, u64::from(entries[4].offset + RECORD_HEADER_BYTES));
