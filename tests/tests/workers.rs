@@ -284,7 +284,7 @@ fn success_and_failure_are_told_and_logged_with_their_reason() -> Result<()> {
         ["created", "ordered", "started", "snapshot", "attempt", "sealed", "ordered", "failed"].iter();
     let mut next = wanted.next();
     for event in &events {
-        if next == Some(&event) {
+        if next == Some(event) {
             next = wanted.next();
         }
     }

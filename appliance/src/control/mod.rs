@@ -59,6 +59,17 @@ pub const HEAVY_ORDERS_MAX: usize = 4;
 /// Longest `wait_ms` of a long poll.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// Who carries out which orders; each as [`Api`] has it.
+pub struct Orders {
+    pub site: Arc<dyn SiteOrders>,
+    pub peers: Arc<dyn PeerOrders>,
+    pub hosts: Arc<dyn HostOrders>,
+    pub jobs: Arc<dyn JobOrders>,
+    pub replicas: Arc<dyn ReplicaOrders>,
+    pub throttle: Arc<dyn ThrottleOrders>,
+    pub housekeeping: Arc<dyn HousekeepingOrders>,
+}
+
 /// Who carries out the orders.
 #[derive(Clone)]
 pub struct Api {
@@ -82,17 +93,9 @@ pub struct Api {
 
 impl Api {
     /// `shutdown` ends long polls early.
-    pub fn new(
-        site: Arc<dyn SiteOrders>,
-        peers: Arc<dyn PeerOrders>,
-        hosts: Arc<dyn HostOrders>,
-        jobs: Arc<dyn JobOrders>,
-        replicas: Arc<dyn ReplicaOrders>,
-        throttle: Arc<dyn ThrottleOrders>,
-        housekeeping: Arc<dyn HousekeepingOrders>,
-        shutdown: CancellationToken,
-    ) -> Self {
+    pub fn new(orders: Orders, shutdown: CancellationToken) -> Self {
         let heavy = Arc::new(Semaphore::new(HEAVY_ORDERS_MAX));
+        let Orders { site, peers, hosts, jobs, replicas, throttle, housekeeping } = orders;
         Self { site, peers, hosts, jobs, replicas, throttle, housekeeping, shutdown, heavy }
     }
 

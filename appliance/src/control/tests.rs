@@ -253,16 +253,16 @@ fn site() -> Site {
     let socket = dir.path().join("s.sock");
     let fake = Arc::new(Fake::default());
     let shutdown = CancellationToken::new();
-    let api = Api::new(
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        shutdown.clone(),
-    );
+    let orders = Orders {
+        site: fake.clone(),
+        peers: fake.clone(),
+        hosts: fake.clone(),
+        jobs: fake.clone(),
+        replicas: fake.clone(),
+        throttle: fake.clone(),
+        housekeeping: fake.clone(),
+    };
+    let api = Api::new(orders, shutdown.clone());
     let bound = bind(&socket).expect("bind");
     let tracker = tokio_util::task::TaskTracker::new();
     let served = tracker.spawn(serve(api, bound));

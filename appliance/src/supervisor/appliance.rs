@@ -26,7 +26,7 @@ use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
 use crate::accelerator::shared_filter::{SharedFilters, SharedSets};
 use crate::config::{Config, Congestion, Overrides, Transport};
-use crate::control::{self, Api};
+use crate::control::{self, Api, Orders};
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::{HostConfig, HostRegistry};
@@ -124,16 +124,20 @@ impl Appliance {
             config: config.clone(),
             turn: tokio::sync::Mutex::default(),
         };
-        let api = Api::new(
-            Arc::new(site),
-            Arc::new(Peers { wire: wire.clone(), target: target.clone() }),
-            Arc::new(Hosts { hosts: stores.hosts, jobs: jobs.clone() }),
-            Arc::new(Jobs(jobs.clone())),
-            Arc::new(Replicas { target: target.clone(), stores: stores.datastores, wire: wire.clone() }),
-            Arc::new(throttle),
-            Arc::new(Housekeeping { workers, jobs: jobs.clone(), notifier }),
-            stop.clone(),
-        );
+        let orders = Orders {
+            site: Arc::new(site),
+            peers: Arc::new(Peers { wire: wire.clone(), target: target.clone() }),
+            hosts: Arc::new(Hosts { hosts: stores.hosts, jobs: jobs.clone() }),
+            jobs: Arc::new(Jobs(jobs.clone())),
+            replicas: Arc::new(Replicas {
+                target: target.clone(),
+                stores: stores.datastores,
+                wire: wire.clone(),
+            }),
+            throttle: Arc::new(throttle),
+            housekeeping: Arc::new(Housekeeping { workers, jobs: jobs.clone(), notifier }),
+        };
+        let api = Api::new(orders, stop.clone());
         let path = socket.path().to_owned();
         if let Some(listener) = metrics {
             tasks.spawn(serve_metrics(api.clone(), listener));
