@@ -9,6 +9,7 @@
 //! Bounds: the file is at most [`FILE_BYTES_MAX`].
 
 mod file;
+mod housekeeping;
 mod render;
 mod resolve;
 mod values;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use file::KEYS;
+pub use housekeeping::{HistorySection, NotifyEvent, NotifySection, PacedSection, Webhook};
 pub use values::{parse_duration, parse_rate, parse_size};
 
 use crate::error::Problem;
@@ -221,6 +223,14 @@ pub struct Config {
     pub waits: WaitSection,
     /// `[resources]`
     pub resources: ResourceSection,
+    /// `[scrub]`
+    pub scrub: PacedSection,
+    /// `[verify]`
+    pub verify: PacedSection,
+    /// `[history]`
+    pub history: HistorySection,
+    /// `[notify.NAME]`, in order of their names.
+    pub notify: Vec<NotifySection>,
     /// Unix socket of the management API.
     pub socket: PathBuf,
     /// `[log]`
@@ -336,7 +346,7 @@ impl Config {
     pub fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
         let sockets = |c: &Config| (c.wire.transport, c.wire.congestion, c.wire.connections);
         let wire = |c: &Config| (c.wire.listen.clone(), c.wire.advertise.clone(), sockets(c));
-        let checks: [(&'static str, bool); 14] = [
+        let checks: [(&'static str, bool); 18] = [
             ("--state", self.state != new.state),
             ("site.name", self.site != new.site),
             (WIRE_RESTARTS, wire(self) != wire(new)),
@@ -347,6 +357,10 @@ impl Config {
             ("metrics.listen", self.metrics != new.metrics),
             (WAIT_RESTARTS, self.waits != new.waits),
             ("resources", self.resources != new.resources),
+            ("scrub", self.scrub != new.scrub),
+            ("verify", self.verify != new.verify),
+            ("history", self.history != new.history),
+            ("notify", self.notify != new.notify),
             ("api.socket", self.socket != new.socket),
             ("log.format", self.log.format != new.log.format),
             ("memory.database", self.database_memory_bytes != new.database_memory_bytes),

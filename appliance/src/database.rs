@@ -41,10 +41,12 @@ pub mod cf {
     pub const SESSION: &str = "session";
     /// Finished sessions.
     pub const HISTORY: &str = "history";
+    /// What happened to jobs.
+    pub const JOB_LOG: &str = "job_log";
     /// Single facts: counters, markers.
     pub const META: &str = "meta";
     /// All of them.
-    pub const ALL: [&str; 7] = [CHUNK, CHUNK_DISK, PACK, MANIFEST, SESSION, HISTORY, META];
+    pub const ALL: [&str; 8] = [CHUNK, CHUNK_DISK, PACK, MANIFEST, SESSION, HISTORY, JOB_LOG, META];
 }
 
 /// In the database's directory: damage was seen, the next start makes a new one.

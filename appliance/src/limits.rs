@@ -99,6 +99,25 @@ pub const PEERS_MAX: usize = 1024;
 /// RocksDB block cache and write buffers together at a source (bytes).
 pub const DATABASE_MEMORY_BYTES: usize = 64 * 1024 * 1024;
 
+/// Scrubs and verifications of restore points where the configuration does not say how often.
+pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Bytes a second that they read where it does not say.
+pub const HOUSEKEEPING_RATE: u64 = 32 * 1024 * 1024;
+/// History older than this goes where `history.keep` does not say.
+pub const HISTORY_KEEP: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Entries in the log of a job.
+pub const JOB_LOG_ENTRIES_MAX: usize = 2000;
+/// The same of all jobs together; with many jobs each has less.
+pub const JOB_LOG_ENTRIES_ALL_MAX: usize = 200_000;
+/// Bytes of text in one of them.
+pub const JOB_LOG_TEXT_BYTES_MAX: usize = 2048;
+/// Hooks that a configuration may name.
+pub const NOTIFY_HOOKS_MAX: usize = 16;
+/// Notifications that wait for one hook; more are dropped and counted.
+pub const NOTIFY_QUEUED_MAX: usize = 64;
+/// One try of a notification where `notify.NAME.timeout` does not say.
+pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Finished sessions kept in the history of a job.
 pub const HISTORY_SESSIONS_MAX: usize = 1000;
 

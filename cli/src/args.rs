@@ -85,6 +85,10 @@ pub enum Noun {
     #[command(subcommand)]
     Throttle(command::throttle::Command),
     #[command(subcommand)]
+    Task(command::task::Command),
+    #[command(subcommand)]
+    Notify(command::notify::Command),
+    #[command(subcommand)]
     Cache(command::cache::Command),
     Check(command::check::Command),
     #[command(subcommand)]

@@ -4,12 +4,14 @@
 //! in bytes, durations in milliseconds, moments RFC 3339 in UTC.
 #![allow(missing_docs)]
 
+mod housekeeping;
 mod job;
 mod session;
 mod site;
 mod storage;
 mod throttle;
 
+pub use housekeeping::*;
 pub use job::*;
 pub use session::*;
 pub use site::*;

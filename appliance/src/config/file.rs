@@ -40,6 +40,17 @@ pub const KEYS: &[&str] = &[
     "resources.link_slots",
     "resources.datastore_slots",
     "resources.latency_ceiling",
+    "scrub.every",
+    "scrub.rate",
+    "verify.every",
+    "verify.rate",
+    "history.keep",
+    "history.sessions",
+    "notify.NAME.on",
+    "notify.NAME.jobs",
+    "notify.NAME.webhook",
+    "notify.NAME.command",
+    "notify.NAME.timeout",
     "metrics.listen",
     "api.socket",
     "log.level",
@@ -67,6 +78,10 @@ pub(super) struct File {
     pub schedule: Schedule,
     pub metrics: Metrics,
     pub resources: Resources,
+    pub scrub: Paced,
+    pub verify: Paced,
+    pub history: History,
+    pub notify: BTreeMap<Spanned<String>, Notify>,
     pub api: Api,
     pub log: Log,
     pub memory: Memory,
@@ -141,6 +156,30 @@ pub(super) struct Resources {
     pub link_slots: Option<Spanned<i64>>,
     pub datastore_slots: Option<Spanned<i64>>,
     pub latency_ceiling: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Paced {
+    pub every: Text,
+    pub rate: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct History {
+    pub keep: Text,
+    pub sessions: Option<Spanned<i64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Notify {
+    pub on: Texts,
+    pub jobs: Texts,
+    pub webhook: Text,
+    pub command: Texts,
+    pub timeout: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

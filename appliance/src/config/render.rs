@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Config;
+use super::{Config, housekeeping};
 use crate::limits::QUOTA_POINTS;
 
 pub(super) fn render(config: &Config) -> String {
@@ -61,6 +61,7 @@ pub(super) fn render(config: &Config) -> String {
         Some(ceiling) => line(format!("latency_ceiling = \"{}ms\"", ceiling.as_millis())),
         None => line("# latency_ceiling: none".into()),
     }
+    housekeeping::render(config, &mut line);
     if let Some(listen) = &config.metrics {
         line("\n[metrics]".into());
         line(format!("listen = \"{listen}\""));
@@ -80,7 +81,7 @@ pub(super) fn render(config: &Config) -> String {
     out
 }
 
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
@@ -88,6 +89,6 @@ fn path(path: &Path) -> String {
     quoted(&path.to_string_lossy())
 }
 
-fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
     format!("[{}]", items.map(quoted).collect::<Vec<_>>().join(", "))
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::housekeeping;
 use super::values::{Checker, absolute, clean_name, multiaddr_fault, name_fault};
 use super::{
     AcceleratorSection, CacheSection, Config, DatastoreSection, LogSection, Overrides, RUNTIME_DEFAULT,
@@ -79,6 +80,10 @@ pub(super) fn resolve(
         metrics: raw.metrics.listen.as_ref().and_then(|v| checker.loopback("metrics.listen", v)),
         waits: waits(&raw.schedule, checker),
         resources: resources(&raw.resources, checker),
+        scrub: housekeeping::paced("scrub", &raw.scrub, checker),
+        verify: housekeeping::paced("verify", &raw.verify, checker),
+        history: housekeeping::history(&raw.history, checker),
+        notify: housekeeping::notify(&raw.notify, checker),
         socket,
         log: LogSection {
             level: checker.log_level("log.level", raw.log.level.as_ref()),

@@ -266,6 +266,7 @@ fn the_packaged_file_explains_every_key_and_is_good() {
     for line in active.lines() {
         if let Some(head) = line.strip_prefix('[') {
             table = head.trim_end_matches(']').replace("datastore.default", "datastore.NAME");
+            table = table.replace("notify.ops", "notify.NAME");
         } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
             keys.push(format!("{table}.{key}"));
         }

@@ -3,7 +3,7 @@
 //! ```text
 //! socket   the unix socket: permissions, stale files, who is at the other end
 //! routes   the one table of routes, and the OpenAPI document that describes each of them
-//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle   the handlers, one noun a file
+//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle, housekeeping   the handlers, one noun a file
 //! orders   what the rest of vbrd must be able to do, as traits: the handlers know nothing else
 //! export   the stream that carries a restore point's disk to the console
 //! ```
@@ -17,6 +17,7 @@
 
 mod export;
 mod hosts;
+mod housekeeping;
 mod jobs;
 pub mod orders;
 mod peers;
@@ -40,7 +41,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use orders::{
-    Answer, Export, ExportSink, HostOrders, JobOrders, PeerOrders, ReplicaOrders, SiteOrders, ThrottleOrders,
+    Answer, Export, ExportSink, HostOrders, HousekeepingOrders, JobOrders, PeerOrders, ReplicaOrders,
+    SiteOrders, ThrottleOrders,
 };
 pub use reference::{PointRef, ReplicaRef};
 pub use routes::openapi;
@@ -57,6 +59,17 @@ pub const HEAVY_ORDERS_MAX: usize = 4;
 /// Longest `wait_ms` of a long poll.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// Who carries out which orders; each as [`Api`] has it.
+pub struct Orders {
+    pub site: Arc<dyn SiteOrders>,
+    pub peers: Arc<dyn PeerOrders>,
+    pub hosts: Arc<dyn HostOrders>,
+    pub jobs: Arc<dyn JobOrders>,
+    pub replicas: Arc<dyn ReplicaOrders>,
+    pub throttle: Arc<dyn ThrottleOrders>,
+    pub housekeeping: Arc<dyn HousekeepingOrders>,
+}
+
 /// Who carries out the orders.
 #[derive(Clone)]
 pub struct Api {
@@ -72,23 +85,18 @@ pub struct Api {
     pub replicas: Arc<dyn ReplicaOrders>,
     /// Throttling rules.
     pub throttle: Arc<dyn ThrottleOrders>,
+    /// Background workers.
+    pub housekeeping: Arc<dyn HousekeepingOrders>,
     shutdown: CancellationToken,
     heavy: Arc<Semaphore>,
 }
 
 impl Api {
     /// `shutdown` ends long polls early.
-    pub fn new(
-        site: Arc<dyn SiteOrders>,
-        peers: Arc<dyn PeerOrders>,
-        hosts: Arc<dyn HostOrders>,
-        jobs: Arc<dyn JobOrders>,
-        replicas: Arc<dyn ReplicaOrders>,
-        throttle: Arc<dyn ThrottleOrders>,
-        shutdown: CancellationToken,
-    ) -> Self {
+    pub fn new(orders: Orders, shutdown: CancellationToken) -> Self {
         let heavy = Arc::new(Semaphore::new(HEAVY_ORDERS_MAX));
-        Self { site, peers, hosts, jobs, replicas, throttle, shutdown, heavy }
+        let Orders { site, peers, hosts, jobs, replicas, throttle, housekeeping } = orders;
+        Self { site, peers, hosts, jobs, replicas, throttle, housekeeping, shutdown, heavy }
     }
 
     /// The router with all routes and bounds.

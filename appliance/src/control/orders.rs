@@ -10,9 +10,10 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use vbr_api::{
-    CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobSpec, JoinRequest,
-    Peer, PinRequest, Plan, Removed, Replica, Repository, RepositoryReport, RestorePoint, RunRequest,
-    Session, Status, Throttle, ThrottleSpec, Throttles, VerifyReport, Vm,
+    CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobLogEntry,
+    JobLogQuery, JobSpec, JoinRequest, NotifyHook, Peer, PinRequest, Plan, Removed, Replica, Repository,
+    RepositoryReport, RestorePoint, RunRequest, Session, Status, Task, Throttle, ThrottleSpec, Throttles,
+    VerifyReport, Vm,
 };
 
 use super::reference::{PointRef, ReplicaRef};
@@ -102,6 +103,22 @@ pub trait JobOrders: Send + Sync {
     fn repository_verify<'a>(&'a self, job: &'a str) -> Answer<'a, RepositoryReport>;
     /// Fetches the manifests from the target again.
     fn repository_rebuild<'a>(&'a self, job: &'a str) -> Answer<'a, RepositoryReport>;
+}
+
+/// What the site does by itself.
+pub trait HousekeepingOrders: Send + Sync {
+    /// All background workers, by name.
+    fn tasks(&self) -> Result<Vec<Task>, Problem>;
+    /// One of them.
+    fn task(&self, name: &str) -> Result<Task, Problem>;
+    /// Lets one run now.
+    fn run_task(&self, name: &str) -> Result<Task, Problem>;
+    /// What happened to a job, oldest first.
+    fn job_log(&self, name: &str, query: &JobLogQuery) -> Result<Vec<JobLogEntry>, Problem>;
+    /// Who is told of what, by name.
+    fn hooks(&self) -> Result<Vec<NotifyHook>, Problem>;
+    /// Tells one of them for nothing.
+    fn test_hook(&self, name: &str) -> Result<NotifyHook, Problem>;
 }
 
 /// Throttling rules.

@@ -6,7 +6,9 @@ use axum::http::Method;
 use axum::routing::{MethodRouter, delete, get, patch, post};
 use utoipa::OpenApi;
 
-use super::{Api, hosts, jobs, peers, points, replicas, reply, repositories, sessions, site, throttle};
+use super::{
+    Api, hosts, housekeeping, jobs, peers, points, replicas, reply, repositories, sessions, site, throttle,
+};
 
 /// Method, path, handler. Tested: each is in the document and the other way round.
 pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
@@ -62,6 +64,12 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         post_("/v1/throttle", post(throttle::set)),
         delete_("/v1/throttle", delete(throttle::clear_all)),
         delete_("/v1/throttle/{name}", delete(throttle::clear)),
+        get_("/v1/tasks", get(housekeeping::tasks)),
+        get_("/v1/tasks/{name}", get(housekeeping::task)),
+        post_("/v1/tasks/{name}/run", post(housekeeping::run_task)),
+        get_("/v1/jobs/{name}/log", get(housekeeping::job_log)),
+        get_("/v1/notify", get(housekeeping::hooks)),
+        post_("/v1/notify/{name}/test", post(housekeeping::test_hook)),
         get_("/v1/openapi.json", get(document)),
     ]
 }
@@ -142,6 +150,12 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         throttle::set,
         throttle::clear,
         throttle::clear_all,
+        housekeeping::tasks,
+        housekeeping::task,
+        housekeeping::run_task,
+        housekeeping::job_log,
+        housekeeping::hooks,
+        housekeeping::test_hook,
     )
 )]
 struct Document;

@@ -98,6 +98,29 @@ impl HostOrders for Fake {
     }
 }
 
+impl HousekeepingOrders for Fake {
+    fn tasks(&self) -> Result<Vec<Task>, Problem> {
+        Ok(Vec::new())
+    }
+    fn task(&self, name: &str) -> Result<Task, Problem> {
+        Err(gone(name))
+    }
+    fn run_task(&self, name: &str) -> Result<Task, Problem> {
+        self.note(format!("run task {name}"));
+        Err(gone(name))
+    }
+    fn job_log(&self, name: &str, query: &JobLogQuery) -> Result<Vec<JobLogEntry>, Problem> {
+        self.note(format!("log {name} {:?} {:?} {:?}", query.session, query.lines, query.after));
+        Ok(Vec::new())
+    }
+    fn hooks(&self) -> Result<Vec<NotifyHook>, Problem> {
+        Ok(Vec::new())
+    }
+    fn test_hook(&self, name: &str) -> Result<NotifyHook, Problem> {
+        Err(gone(name))
+    }
+}
+
 impl JobOrders for Fake {
     fn create(&self, spec: JobSpec) -> Result<(Job, bool), Problem> {
         Ok((job(spec), true))
@@ -230,15 +253,16 @@ fn site() -> Site {
     let socket = dir.path().join("s.sock");
     let fake = Arc::new(Fake::default());
     let shutdown = CancellationToken::new();
-    let api = Api::new(
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        shutdown.clone(),
-    );
+    let orders = Orders {
+        site: fake.clone(),
+        peers: fake.clone(),
+        hosts: fake.clone(),
+        jobs: fake.clone(),
+        replicas: fake.clone(),
+        throttle: fake.clone(),
+        housekeeping: fake.clone(),
+    };
+    let api = Api::new(orders, shutdown.clone());
     let bound = bind(&socket).expect("bind");
     let tracker = tokio_util::task::TaskTracker::new();
     let served = tracker.spawn(serve(api, bound));

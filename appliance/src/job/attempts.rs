@@ -15,6 +15,7 @@ use super::patience::{Next, Patience, WAIT_MAX};
 use super::replicate::{AttemptError, Replication};
 use super::session::SessionHandle;
 use super::slots::Slot;
+use super::story::Line;
 use crate::error::Problem;
 use crate::host::VmSnapshot;
 
@@ -61,6 +62,7 @@ impl Driver {
                 Err(AttemptError::Problem(problem)) => self.after(&mut patience, problem, &mut kept).await,
                 Err(lost) => {
                     tracing::info!(why = %lost, "the link was lost; the session goes on when it is back");
+                    self.handle.tell(Line::warning("link_lost", format!("the link was lost: {lost}")));
                     patience.lost(&lost.to_string(), Instant::now())
                 }
             };

@@ -28,6 +28,7 @@ use super::slots::Slot;
 use super::snapshot::{release, resolve};
 use super::source_state::SourceState;
 use super::stall::{StallBounds, watched};
+use super::story::Line;
 use super::transmit::Rooms;
 use crate::accelerator::effort::Controller;
 use crate::error::Problem;
@@ -213,6 +214,9 @@ impl Driver {
             session.error = None;
             session.resumed += u32::from(resumed);
         });
+        let mode = found.mode;
+        let goes_on = if resumed { ", going on from the durable position" } else { "" };
+        self.handle.tell(Line::info("attempt", format!("sends to {}, {mode}{goes_on}", peer.name)));
         let ctx = self.context(snapshot, kept, found, &peer, stop).await?;
         let channel = wire.open_session(&peer.peer_id).await?;
         if let Some(rate) = self.spec.rate_bps {
@@ -240,6 +244,11 @@ impl Driver {
             Err(AttemptError::Cancelled) => return Err(AttemptError::Lost("the channel closed".into())),
             other => other?,
         };
+        if !sealed.retired.is_empty() {
+            let text =
+                format!("restore points that this one lets go at the target: {}", sealed.retired.join(", "));
+            self.handle.tell(Line::info("retired", text));
+        }
         let done = ctx.clone();
         let _ = tokio::task::spawn_blocking(move || done.bases.sealed(&done)).await;
         self.promote(&sealed.point).await

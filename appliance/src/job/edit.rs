@@ -12,6 +12,7 @@ use vbr_api::{Job, JobEdit, JobSpec, Moment};
 use super::definitions::{check, split_target};
 use super::manager::{JobManager, check_disks, unknown_job};
 use super::snapshot::resolve;
+use super::story::Line;
 use crate::error::Problem;
 
 impl JobManager {
@@ -51,6 +52,7 @@ impl JobManager {
         }
         drop(defining);
         tracing::info!(job = name, "job changed");
+        self.parts.log.note(name, None, Line::info("changed", "its definition was changed by order"));
         self.show(name)
     }
 

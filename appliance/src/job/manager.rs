@@ -12,27 +12,34 @@ use jiff::tz::TimeZone;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vbr_api::{DiskSpec, Job, JobLag, JobSpec, Moment, PendingRetry, Session, SessionState, Warning};
+use vbr_api::{
+    DiskSpec, Job, JobLag, JobLogEntry, JobLogQuery, JobSpec, Moment, PendingRetry, Session, SessionState,
+    Warning,
+};
 
 use super::ahead::Gates;
 use super::definitions::{Definition, Definitions, check};
+use super::log::JobLog;
 use super::parts::{Ceilings, Parts, SourceStores};
-use super::records::{Records, SessionRecord};
+use super::records::{Records, SessionRecord, database_problem};
 use super::refresh::Refreshes;
 use super::scheduler::seed;
 use super::session::SessionHandle;
 use super::slots::Slots;
 use super::snapshot::resolve;
+use super::story::Line;
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::HostRegistry;
-use crate::limits::{BATCHES_PACKED_MAX, COMPRESSORS_MAX};
+use crate::limits::{BATCHES_PACKED_MAX, COMPRESSORS_MAX, JOB_LOG_ENTRIES_MAX};
 use crate::schedule::agenda::Agenda;
 use crate::schedule::window::Window;
 use crate::wire::Wire;
 
 /// Whoever waits for a suspended session looks again after this long.
 const SUSPENDED_POLL: Duration = Duration::from_secs(1);
+/// Entries of a job's log, where nobody says how many.
+const LOG_LINES: usize = 100;
 
 pub(super) struct State {
     pub(super) jobs: BTreeMap<String, Definition>,
@@ -56,7 +63,7 @@ pub struct JobManager {
     pub(super) defining: Mutex<()>,
     state: Mutex<State>,
     /// The agenda changed.
-    pub(super) changed: Notify,
+    pub(super) changed: Arc<Notify>,
     /// Of the site.
     pub(super) window: Option<Window>,
     unreadable: Vec<String>,
@@ -74,7 +81,7 @@ impl JobManager {
         stop: CancellationToken,
     ) -> Result<Arc<Self>, Problem> {
         let (definitions, jobs, unreadable) = Definitions::open(jobs_directory)?;
-        let records = Records::new(database);
+        let records = Records::new(database.clone());
         let SourceStores {
             repository,
             anchors,
@@ -86,6 +93,9 @@ impl JobManager {
             waits,
             slots,
             latency_ceiling,
+            workers,
+            notifier,
+            history,
         } = stores;
         let parts = Arc::new(Parts {
             wire,
@@ -97,7 +107,7 @@ impl JobManager {
             keep_sent,
             look_for_bases,
             base_chunks: Arc::default(),
-            refreshes: Refreshes::default(),
+            refreshes: Refreshes::new(&workers),
             gates: Gates::default(),
             lines: Mutex::default(),
             records,
@@ -106,6 +116,9 @@ impl JobManager {
             slots: Slots::new(slots),
             waits,
             ceilings: Ceilings::new(latency_ceiling),
+            workers,
+            log: JobLog::open(database, notifier),
+            history,
             stop,
             tasks,
         });
@@ -120,12 +133,13 @@ impl JobManager {
         let agenda = Agenda::new(TimeZone::system(), seed(&parts));
         let allow_live = BTreeSet::new();
         let state = State { jobs, running, suspended, last, last_success, agenda, allow_live };
-        let (state, changed, defining) = (Mutex::new(state), Notify::new(), Mutex::new(()));
+        let (state, changed, defining) = (Mutex::new(state), Arc::new(Notify::new()), Mutex::new(()));
         let manager = Arc::new(Self { parts, definitions, defining, state, changed, window, unreadable });
         manager.fill_agenda();
         manager.resume_all();
         manager.tend_anchors();
         manager.tend_agenda();
+        manager.tend_history();
         Ok(manager)
     }
 
@@ -156,6 +170,7 @@ impl JobManager {
         self.lock().jobs.insert(spec.name.clone(), definition);
         self.put_on_agenda(&spec.name);
         tracing::info!(job = %spec.name, target = %spec.target, "job created");
+        self.parts.log.note(&spec.name, None, Line::info("created", format!("created, to {}", spec.target)));
         Ok((self.show(&spec.name)?, true))
     }
 
@@ -196,10 +211,14 @@ impl JobManager {
     pub fn set_enabled(&self, name: &str, enabled: bool) -> Result<Job, Problem> {
         let _defining = self.defining.lock().unwrap_or_else(PoisonError::into_inner);
         let mut definition = self.lock().jobs.get(name).cloned().ok_or_else(|| unknown_job(name))?;
-        definition.spec.enabled = enabled;
+        let changes = std::mem::replace(&mut definition.spec.enabled, enabled) != enabled;
         self.definitions.store(&definition)?;
         self.lock().jobs.insert(name.to_string(), definition);
         self.put_on_agenda(name);
+        if changes {
+            let event = if enabled { "enabled" } else { "disabled" };
+            self.parts.log.note(name, None, Line::info(event, format!("{event} by order")));
+        }
         self.show(name)
     }
 
@@ -280,6 +299,22 @@ impl JobManager {
             tokio::time::sleep(at_most.min(SUSPENDED_POLL)).await;
         }
         self.session(id)
+    }
+
+    /// A job's log: the newest entries behind `after`, oldest first. Also of a job that is gone, as long as it is kept.
+    pub fn log(&self, name: &str, query: &JobLogQuery) -> Result<Vec<JobLogEntry>, Problem> {
+        let lines = query.lines.unwrap_or(LOG_LINES).min(JOB_LOG_ENTRIES_MAX);
+        let read = self.parts.log.read(name, query.session.as_deref(), query.after.unwrap_or(0), lines);
+        let entries = read.map_err(|error| database_problem(&error))?;
+        if entries.is_empty() {
+            self.show(name)?;
+        }
+        Ok(entries)
+    }
+
+    /// A session runs.
+    pub fn is_busy(&self) -> bool {
+        self.lock().running.values().any(|handle| handle.is_running())
     }
 
     /// How far behind each job is.

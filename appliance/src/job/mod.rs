@@ -4,7 +4,8 @@
 //! any number of `attempts` (`patience` says how many, `stall` finds those that stand still), `replicate` composes one attempt out of `scan`, `prepare`, `send`, `transmit` (`credit` bounds what is on its way) and `answers`,
 //! `bases` finds what content may serve as a base, `ahead` says what need not wait for the target's
 //! answer and `refresh` keeps the filter that it rests on, `base` moves manifests. Target: `target` takes channels and requests, `receive` composes one session out of the
-//! wire and `point`. State that must survive lies in `definitions` (files) and `records` (RocksDB).
+//! wire and `point`. State that must survive lies in `definitions` (files) and `records` (RocksDB); `log` keeps what happened (`story` says
+//! what that is), `pruning` what of it stays.
 
 mod ahead;
 mod answers;
@@ -19,12 +20,14 @@ mod estimate;
 mod free;
 mod held;
 mod learns;
+mod log;
 mod manager;
 mod parts;
 mod patience;
 mod plan;
 mod point;
 mod prepare;
+mod pruning;
 mod quota;
 mod receive;
 mod records;
@@ -42,6 +45,7 @@ mod slots;
 mod snapshot;
 mod source_state;
 mod stall;
+mod story;
 mod target;
 mod tending;
 mod transmit;

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::ahead::Gates;
 use super::bases::BaseChunks;
+use super::log::JobLog;
 use super::records::Records;
 use super::refresh::Refreshes;
 use super::slots::Slots;
@@ -18,12 +19,15 @@ use super::stall::StallBounds;
 use crate::accelerator::anchors::AnchorStore;
 use crate::accelerator::global_cache::GlobalCache;
 use crate::accelerator::shared_filter::SharedFilters;
+use crate::config::HistorySection;
 use crate::host::{HostRegistry, VmSnapshot};
 use crate::mover::ceiling::{Ceiling, GentleDisk};
+use crate::notify::Notifier;
 use crate::repository::source::SourceRepository;
 use crate::schedule::resources::Bounds;
 use crate::schedule::window::Window;
 use crate::wire::Wire;
+use crate::worker::Workers;
 
 /// What sessions share.
 pub struct Parts {
@@ -55,6 +59,12 @@ pub struct Parts {
     pub(super) slots: Arc<Slots>,
     pub(super) waits: SourceWaits,
     pub(super) ceilings: Ceilings,
+    /// Background workers.
+    pub(super) workers: Arc<Workers>,
+    /// What happened to jobs.
+    pub(super) log: Arc<JobLog>,
+    /// What of the past stays.
+    pub(super) history: HistorySection,
     /// The appliance stops.
     pub stop: CancellationToken,
     pub(super) tasks: TaskTracker,
@@ -82,6 +92,12 @@ pub struct SourceStores {
     pub slots: Bounds,
     /// Where reads of a host take longer, reading slows down.
     pub latency_ceiling: Option<Duration>,
+    /// Where its background workers are listed.
+    pub workers: Arc<Workers>,
+    /// Who is told of what happens.
+    pub notifier: Arc<Notifier>,
+    /// What of the past stays.
+    pub history: HistorySection,
 }
 
 /// How long sessions wait for what does not come.

@@ -3,14 +3,19 @@
 //!
 //! Losing these records loses history, never data: a session without a record starts again at 0.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vbr_api::{JobSpec, Session};
+use vbr_api::{JobSpec, Moment, Session};
 
+use super::log::jobs_in;
 use crate::database::{Batch, Database, DatabaseError, cf};
 use crate::error::Problem;
 use crate::limits::HISTORY_SESSIONS_MAX;
+
+/// Where the jobs are kept whose missed objective was told of.
+const RPO_MISSED: &[u8] = b"job/rpo-missed";
 
 /// A session that is not over.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,6 +88,48 @@ impl Records {
         Ok(rows.iter().filter_map(|(_, value)| serde_json::from_slice(value).ok()).collect())
     }
 
+    /// Forgets sessions that began before a moment, and of each job more than so many. Of jobs that are `kept` the
+    /// newest one stays, and the newest one that sealed a restore point. How many went.
+    pub fn prune(&self, before: Moment, most: usize, kept: &dyn Fn(&str) -> bool) -> Result<u64, Problem> {
+        let before_ms = before.as_millisecond().max(0) as u64;
+        let mut pruned = 0;
+        for job in jobs_in(&self.0, cf::HISTORY).map_err(|e| database_problem(&e))? {
+            let rows = self
+                .0
+                .scan_prefix(cf::HISTORY, &job_prefix(&job), None, 2 * HISTORY_SESSIONS_MAX)
+                .map_err(|e| database_problem(&e))?;
+            let sealed = |value: &[u8]| {
+                serde_json::from_slice::<Session>(value).is_ok_and(|session| session.restore_point.is_some())
+            };
+            let newest_sealed = rows.iter().rposition(|(_, value)| sealed(value));
+            let mut batch = Batch::default();
+            for (n, (key, _)) in rows.iter().enumerate() {
+                let needed = kept(&job) && (n + 1 == rows.len() || Some(n) == newest_sealed);
+                let old = began_ms(&job, key) < before_ms;
+                if !needed && (old || n + most < rows.len()) {
+                    batch.delete(cf::HISTORY, key.clone());
+                }
+            }
+            pruned += batch.len() as u64;
+            self.0.write(batch, false).map_err(|e| database_problem(&e))?;
+        }
+        Ok(pruned)
+    }
+
+    /// Jobs whose missed objective was told of.
+    pub fn missed(&self) -> Result<BTreeSet<String>, Problem> {
+        let kept = self.0.get(cf::META, RPO_MISSED).map_err(|e| database_problem(&e))?;
+        Ok(kept.and_then(|kept| serde_json::from_slice(&kept).ok()).unwrap_or_default())
+    }
+
+    /// Keeps them.
+    pub fn keep_missed(&self, jobs: &BTreeSet<String>) -> Result<(), Problem> {
+        let value = serde_json::to_vec(jobs).map_err(|e| encode_problem(&e))?;
+        let mut batch = Batch::default();
+        batch.put(cf::META, RPO_MISSED, value);
+        self.0.write(batch, false).map_err(|e| database_problem(&e))
+    }
+
     fn surplus(&self, job: &str) -> Result<Vec<Vec<u8>>, Problem> {
         let rows = self
             .0
@@ -91,6 +138,12 @@ impl Records {
         let excess = (rows.len() + 1).saturating_sub(HISTORY_SESSIONS_MAX);
         Ok(rows.into_iter().take(excess).map(|(key, _)| key).collect())
     }
+}
+
+/// When the session of a key of the history began, milliseconds since 1970.
+fn began_ms(job: &str, key: &[u8]) -> u64 {
+    let at = job.len() + 1;
+    key.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
 }
 
 fn job_prefix(job: &str) -> Vec<u8> {
@@ -114,4 +167,49 @@ pub fn database_problem(error: &DatabaseError) -> Problem {
         error.to_string(),
         "check the disk of the state directory and restart vbrd; a damaged database is set aside and rebuilt",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(job: &str, began_s: i64, sealed: bool) -> Session {
+        let spec: JobSpec =
+            serde_json::from_value(serde_json::json!({ "name": job, "target": "dr", "disks": [] })).unwrap();
+        let started_at = Moment::from_second(began_s).unwrap();
+        let restore_point = sealed.then(|| "p".to_string());
+        Session { started_at, restore_point, ..super::super::running::blank(&spec) }
+    }
+
+    #[test]
+    fn pruning_keeps_what_the_agenda_rests_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::new(Database::open(dir.path(), 16 << 20).unwrap());
+        for n in 0..10 {
+            records.finish(&session("web", n, n == 3)).unwrap();
+            records.finish(&session("gone", n, n == 3)).unwrap();
+        }
+        let kept = |job: &str| job == "web";
+        let began = |job: &str| -> Vec<i64> {
+            records.history(job).unwrap().iter().map(|session| session.started_at.as_second()).collect()
+        };
+        let pruned = records.prune(Moment::from_second(2).unwrap(), 5, &kept).unwrap();
+        assert_eq!(began("web"), [3, 5, 6, 7, 8, 9], "two are old, two too many, one sealed");
+        assert_eq!(began("gone"), [5, 6, 7, 8, 9]);
+        assert_eq!(pruned, 9);
+        records.prune(Moment::from_second(100).unwrap(), 5, &kept).unwrap();
+        assert_eq!(began("web"), [3, 9]);
+        assert!(began("gone").is_empty());
+        assert_eq!(records.prune(Moment::from_second(100).unwrap(), 5, &kept).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_was_told_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::new(Database::open(dir.path(), 16 << 20).unwrap());
+        assert!(records.missed().unwrap().is_empty());
+        let jobs: BTreeSet<String> = ["web".to_string()].into();
+        records.keep_missed(&jobs).unwrap();
+        assert_eq!(records.missed().unwrap(), jobs);
+    }
 }

@@ -18,6 +18,7 @@ use crate::accelerator::shared_filter::{Delta, SharedFilter};
 use crate::limits::SHARED_DELTAS_MAX;
 use crate::wire::message::{Request, Response};
 use crate::wire::{PeerRecord, capability};
+use crate::worker::{Role, Spec, Worker, Workers};
 
 /// Between two refreshes of one target's filter.
 const INTERVAL: Duration = Duration::from_secs(3600);
@@ -43,12 +44,21 @@ impl Refresh {
 }
 
 /// All targets' refreshes, by PeerId.
-#[derive(Default)]
-pub struct Refreshes(Mutex<BTreeMap<String, Refresh>>);
+pub struct Refreshes {
+    lines: Mutex<BTreeMap<String, Refresh>>,
+    worker: Arc<Worker>,
+}
 
 impl Refreshes {
+    /// None yet.
+    pub fn new(workers: &Workers) -> Self {
+        let what = "fetches from targets which chunks branches share, after sessions";
+        let worker = workers.register(Spec::new("filter-refresh", Role::Source, what));
+        Self { lines: Mutex::default(), worker }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Refresh>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A session with a target is over; says what a refresh may cost where one is due, which begins now.
@@ -73,10 +83,14 @@ pub fn refresh_after(parts: &Arc<Parts>, peer: PeerRecord, session: &Session) {
     let Some(bytes_max) = parts.refreshes.begin(&peer.peer_id, session, Instant::now()) else { return };
     let (tasks, parts) = (parts.tasks.clone(), parts.clone());
     tasks.spawn(async move {
+        let worker = &parts.refreshes.worker;
+        worker.begin();
         let refreshed = tokio::select! {
             refreshed = refresh(&parts, &peer, bytes_max) => refreshed,
             () = parts.stop.cancelled() => return,
         };
+        worker.count(if refreshed.is_ok() { "refreshed" } else { "failed" }, 1);
+        worker.end(Ok(None)); // What failed is a hint, and comes with a later session.
         match refreshed {
             Ok(true) => tracing::debug!(peer = %peer.name, bytes_max, "the filter of shared chunks is up to date"),
             Ok(false) => tracing::debug!(peer = %peer.name, bytes_max, "the filter of shared chunks would cost too much"),

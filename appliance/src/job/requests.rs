@@ -123,13 +123,12 @@ impl TargetService {
         for point in self.datastores.replicas().iter().flat_map(|replica| replica.points()) {
             self.cache.forget_point_indexed(&point.key());
         }
-        let service = self.clone();
-        self.tasks.spawn_blocking(move || service.index_missing(&|| service.stop.is_cancelled()));
+        self.index_soon.notify_one();
     }
 
     /// Indexes every sealed point that the index does not know: after a crash between seal and index, or
     /// after the index was lost. Runs in the background at start.
-    pub fn index_missing(&self, stop: &dyn Fn() -> bool) {
+    pub(super) fn index_missing(&self, stop: &dyn Fn() -> bool) {
         for replica in self.datastores.replicas() {
             for point in replica.points() {
                 if stop() {

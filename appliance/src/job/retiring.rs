@@ -4,13 +4,14 @@
 //! it off: the next look is soon then, and once an hour otherwise, because pins lapse and points grow old without a
 //! seal. Owns nothing but the time of the next look. Blocking work runs on blocking threads.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::target::TargetService;
 use crate::repository::RepositoryError;
 use crate::repository::datastore::Replica;
 use crate::repository::retention::Rules;
+use crate::worker::{Outcome, Pass, Plan, Role, Spec, Worker, Workers};
 
 /// The longest time between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(3600);
@@ -29,40 +30,41 @@ impl TargetService {
     }
 
     /// Looks at every replica at the start, then now and then, until the appliance stops.
-    pub async fn tend_retention(self: Arc<Self>) {
-        let mut wait = RETRY_INTERVAL;
-        loop {
-            let service = self.clone();
-            let looking = tokio::task::spawn_blocking(move || service.retire_due());
-            let looked = tokio::select! {
-                looked = looking => looked.unwrap_or(false),
-                // A removal that is cut short goes on at the next start.
-                () = self.stop.cancelled() => return,
-            };
-            let pause = if looked { LOOK_INTERVAL } else { wait };
-            wait = if looked { RETRY_INTERVAL } else { (wait * 2).min(LOOK_INTERVAL) };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                // Something was in the way after a seal.
-                () = self.retire_soon.notified() => tokio::select! {
-                    () = tokio::time::sleep(RETRY_INTERVAL) => {}
-                    () = self.stop.cancelled() => return,
-                },
-                () = self.stop.cancelled() => return,
-            }
-        }
+    pub fn tend_retention(self: &Arc<Self>, workers: &Workers) {
+        let what = "retires restore points that retention lets go";
+        // Removing a large image, or merging one into its overlay, is one piece of work.
+        let spec = Spec::new("retention", Role::Target, what).stuck_after(Duration::from_secs(2 * 3600));
+        let plan = Plan {
+            // Something was in the way after a seal.
+            wake: Some(self.retire_soon.clone()),
+            wake_delay: RETRY_INTERVAL,
+            ..Plan::default()
+        };
+        let (service, wait) = (self.clone(), Mutex::new(RETRY_INTERVAL));
+        let work = move |pass: &Pass| {
+            // A removal that is cut short goes on at the next start.
+            let looked = service.retire_due(pass.worker());
+            let mut wait = wait.lock().unwrap_or_else(PoisonError::into_inner);
+            let pause = if looked { LOOK_INTERVAL } else { *wait };
+            *wait = if looked { RETRY_INTERVAL } else { (*wait * 2).min(LOOK_INTERVAL) };
+            Ok(Outcome::again_in(pause))
+        };
+        self.tasks.spawn(workers.register(spec).drive(self.stop.clone(), plan, work));
     }
 
     /// Retires what is due; true where nothing was in the way.
-    fn retire_due(&self) -> bool {
+    fn retire_due(&self, worker: &Worker) -> bool {
         let mut done = true;
         for replica in self.datastores.replicas() {
+            worker.beat();
             replica.save_clock();
             if self.stop.is_cancelled() {
                 return true;
             }
             let due = self.plan_retirement(&replica);
+            let before = replica.points().len();
             done &= self.retire(&replica, &due);
+            worker.count("retired", before.saturating_sub(replica.points().len()) as u64);
         }
         done
     }
@@ -118,6 +120,7 @@ mod tests {
     fn what_a_reader_held_up_retires_at_a_later_look() {
         let dir = tempfile::tempdir().unwrap();
         let service = service(dir.path());
+        let worker = Workers::new(None).register(Spec::new("retention", Role::Target, "retires"));
         let now = Moment::now();
         let (owner_peer_id, domain_tag) = ("peer-1".to_owned(), DomainTag([1; 8]));
         let spec = ReplicaSpec { owner_peer_id, site: "branch".into(), name: "web".into(), domain_tag, now };
@@ -133,14 +136,14 @@ mod tests {
             let building = replica.begin(&begin).unwrap();
             building.seal(SealSpec { consistent: true, now, volumes: Vec::new() }).unwrap();
         }
-        assert!(service.retire_due(), "without a policy nothing is due");
+        assert!(service.retire_due(&worker), "without a policy nothing is due");
         replica.note_policy(&Policy { last: Some(1), ..Policy::default() }).unwrap();
         let first = replica.points()[0].clone();
         let reader = first.open_disk(0).unwrap();
-        assert!(!service.retire_due(), "a reader is in the way");
+        assert!(!service.retire_due(&worker), "a reader is in the way");
         assert_eq!(replica.points().len(), 2);
         drop(reader);
-        assert!(service.retire_due());
+        assert!(service.retire_due(&worker));
         assert_eq!(replica.points().len(), 1);
         assert_ne!(replica.points()[0].id(), first.id());
     }

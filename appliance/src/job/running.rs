@@ -12,6 +12,7 @@ use super::driver::Driver;
 use super::manager::JobManager;
 use super::records::SessionRecord;
 use super::session::SessionHandle;
+use super::story::Line;
 use crate::error::Problem;
 use crate::schedule::agenda::Outcome;
 
@@ -32,6 +33,8 @@ impl JobManager {
             self.suspend(record.clone());
             if record.ordered || self.lock().agenda.is_open(&record.session.job, Moment::now()) {
                 tracing::info!(job = %record.session.job, session = %record.session.session, "going on with a session");
+                let line = Line::info("goes_on", "goes on after a restart of vbrd");
+                self.parts.log.note(&record.session.job, Some(&record.session.session), line);
                 record.session.state = SessionState::Pending;
                 let spec = record.spec.clone().unwrap_or(definition.spec);
                 self.launch(spec, record);
@@ -86,6 +89,12 @@ impl JobManager {
         record.ordered |= ordered;
         record.session.state = SessionState::Pending;
         self.parts.records.store(&record)?;
+        let why = match (record.ordered, retry) {
+            (true, 0) => Line::info("ordered", "ordered to run"),
+            (_, 0) => Line::info("due", "due by its schedule"),
+            (_, retry) => Line::info("due", format!("tried again, {retry} of {}", spec.retry.count)),
+        };
+        self.parts.log.note(&spec.name, Some(&record.session.session), why);
         Ok(self.launch(spec, record))
     }
 
@@ -100,6 +109,7 @@ impl JobManager {
         prepare: impl FnOnce(&SessionHandle),
     ) -> Session {
         let handle = SessionHandle::new(record.session.clone(), self.parts.stop.child_token());
+        handle.tell_to(self.parts.log.clone());
         prepare(&handle);
         let id = record.session.session.clone();
         {
@@ -133,7 +143,7 @@ impl JobManager {
     fn over(&self, id: &str, suspended: Option<SessionRecord>) {
         let mut state = self.lock();
         let Some(handle) = state.running.remove(id) else { return };
-        let session = handle.view();
+        let (session, mut later) = (handle.view(), None);
         match suspended {
             Some(record) => {
                 state.agenda.suspended(&session.job);
@@ -144,6 +154,7 @@ impl JobManager {
                 state.agenda.ended(&session.job, outcome(&session), now);
                 if let Some((number, of, at)) = state.agenda.retry(&session.job, now) {
                     tracing::info!(job = session.job, number, of, %at, "the job is tried again");
+                    later = Some(Line::info("retry", format!("try {number} of {of} at {}", shown(at))));
                 }
             }
         }
@@ -152,6 +163,9 @@ impl JobManager {
         }
         state.last.insert(session.job.clone(), session);
         drop(state);
+        if let Some(line) = later {
+            handle.tell(line);
+        }
         handle.update(|_| ()); // Long polls look again.
         self.changed.notify_one();
     }
@@ -193,6 +207,11 @@ pub(super) fn outcome(session: &Session) -> Outcome {
     }
 }
 
+/// A moment for people, in UTC.
+fn shown(at: Moment) -> impl std::fmt::Display {
+    at.strftime("%Y-%m-%d %H:%M:%S UTC")
+}
+
 /// 128 random bits as hexadecimal.
 fn new_id() -> String {
     let mut bytes = [0u8; 16];
@@ -204,7 +223,7 @@ fn new_id() -> String {
     data_encoding::HEXLOWER.encode(&bytes)
 }
 
-fn blank(spec: &JobSpec) -> Session {
+pub(super) fn blank(spec: &JobSpec) -> Session {
     Session {
         session: new_id(),
         job: spec.name.clone(),

@@ -10,14 +10,18 @@ use vbr_api::{JobSpec, Moment, RunRequest};
 use super::manager::JobManager;
 use super::parts::Parts;
 use super::running::outcome;
+use super::story::Line;
 use crate::schedule::agenda::{Outcome, Past, Task};
 use crate::schedule::retry::RetryRule;
 use crate::schedule::rule::Rule;
+use crate::worker::{self, Plan, Role, Spec};
 
 /// A clock that jumps is noticed after this long.
 const SLEEP_MAX: Duration = Duration::from_secs(20);
 /// Between two looks, at least.
 const SLEEP_MIN: Duration = Duration::from_millis(200);
+/// A look takes milliseconds; what it starts, it does not wait for.
+const STUCK_AFTER: Duration = Duration::from_secs(120);
 
 impl JobManager {
     /// Puts every job on the agenda.
@@ -58,22 +62,18 @@ impl JobManager {
 
     /// Starts the task; it ends with the appliance.
     pub(super) fn tend_agenda(self: &Arc<Self>) {
+        let what = "starts jobs that are due, suspends sessions whose window closed";
+        let spec = Spec::new("schedule", Role::Source, what).stuck_after(STUCK_AFTER);
+        let worker = self.parts.workers.register(spec);
+        let plan = Plan { wake: Some(self.changed.clone()), ..Plan::default() };
         let manager = self.clone();
-        self.parts.tasks.spawn(async move {
-            loop {
-                let worker = manager.clone();
-                let _ = tokio::task::spawn_blocking(move || worker.do_what_is_due()).await;
-                let now = Moment::now();
-                let wake = manager.lock().agenda.wake(now);
-                let until = wake.and_then(|wake| Duration::try_from(wake.duration_since(now)).ok());
-                tokio::select! {
-                    () = tokio::time::sleep(until.unwrap_or_default().clamp(SLEEP_MIN, SLEEP_MAX)), if wake.is_some() => {}
-                    () = tokio::time::sleep(SLEEP_MAX), if wake.is_none() => {}
-                    () = manager.changed.notified() => {}
-                    () = manager.parts.stop.cancelled() => return,
-                }
-            }
-        });
+        self.parts.tasks.spawn(worker.drive(self.parts.stop.clone(), plan, move |_| {
+            manager.do_what_is_due();
+            let now = Moment::now();
+            let wake = manager.lock().agenda.wake(now);
+            let until = wake.map(|wake| Duration::try_from(wake.duration_since(now)).unwrap_or_default());
+            Ok(worker::Outcome::again_in(until.map_or(SLEEP_MAX, |until| until.clamp(SLEEP_MIN, SLEEP_MAX))))
+        }));
     }
 
     fn do_what_is_due(self: &Arc<Self>) {
@@ -91,6 +91,7 @@ impl JobManager {
             match (&task, spec, running) {
                 (Task::Suspend(_), _, Some(handle)) => {
                     tracing::info!(job, "the window closed: the session goes on in the next one");
+                    handle.tell(Line::info("window", "the window closed: goes on in the next one"));
                     handle.pause.cancel();
                 }
                 (Task::Start(_) | Task::Resume(_), Some(spec), None) => {
@@ -112,6 +113,7 @@ impl JobManager {
         let job = spec.name.clone();
         if let Err(problem) = self.start_session(spec, request, ordered, retry) {
             tracing::error!(job, %problem, "a job that is due cannot start");
+            self.parts.log.note(&job, None, Line::error("due", format!("cannot start: {problem}")));
         }
     }
 }

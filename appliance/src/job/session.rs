@@ -4,13 +4,15 @@
 //! long polls, and the busy clocks of its stages. Decides nothing.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vbr_api::{Session, SessionState, StageLoad, WaitsFor};
 
+use super::log::JobLog;
+use super::story::Line;
 use crate::busy::BusyClock;
 use crate::wire::SessionSender;
 
@@ -65,6 +67,8 @@ struct Inner {
 pub struct SessionHandle {
     inner: Mutex<Inner>,
     changed: watch::Sender<u64>,
+    /// Where its changes are told.
+    log: OnceLock<Arc<JobLog>>,
     /// Ordered to stop for good.
     pub cancel: CancellationToken,
     /// Ordered to stop at a durable place and to go on later; also when the appliance stops.
@@ -87,6 +91,7 @@ impl SessionHandle {
                 clock_base: [0; 4],
             }),
             changed: watch::Sender::new(0),
+            log: OnceLock::new(),
             cancel: CancellationToken::new(),
             pause,
             clocks: Clocks::default(),
@@ -112,19 +117,45 @@ impl SessionHandle {
         session
     }
 
+    /// It runs.
+    pub fn is_running(&self) -> bool {
+        self.lock().session.state == SessionState::Running
+    }
+
+    /// From now on its changes are told there.
+    pub fn tell_to(&self, log: Arc<JobLog>) {
+        let _ = self.log.set(log);
+    }
+
+    /// Something that its object does not show.
+    pub fn tell(&self, line: Line) {
+        if let Some(log) = self.log.get() {
+            let (job, session) = {
+                let inner = self.lock();
+                (inner.session.job.clone(), inner.session.session.clone())
+            };
+            log.note(&job, Some(&session), line);
+        }
+    }
+
     /// Changes the session and wakes whoever waits for a change.
     pub fn update(&self, change: impl FnOnce(&mut Session)) {
-        change(&mut self.lock().session);
-        self.changed.send_modify(|count| *count += 1);
+        self.update_where(|_| true, change);
     }
 
     /// The same, only where it is so.
     pub fn update_where(&self, so: impl FnOnce(&Session) -> bool, change: impl FnOnce(&mut Session)) {
         let mut inner = self.lock();
-        if so(&inner.session) {
-            change(&mut inner.session);
-            drop(inner);
-            self.changed.send_modify(|count| *count += 1);
+        if !so(&inner.session) {
+            return;
+        }
+        let before = self.log.get().map(|log| (log, inner.session.clone()));
+        change(&mut inner.session);
+        let told = before.map(|(log, before)| (log, before, inner.session.clone()));
+        drop(inner);
+        self.changed.send_modify(|count| *count += 1);
+        if let Some((log, before, after)) = told {
+            log.changed(&before, &after);
         }
     }
 

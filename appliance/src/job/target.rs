@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use crate::repository::datastore::{BeginDisk, BeginSpec, Building, Datastores, P
 use crate::repository::retention::Policy;
 use crate::wire::message::{Message, Open, Sealed};
 use crate::wire::{Incoming, PeerRecord, SessionChannel, SessionReceiver, SessionSender};
+use crate::worker::{Next, Outcome, Pass, Plan, Role, Spec, Workers};
 
 /// How long a new channel waits for the end of the one it replaces.
 const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -50,7 +52,9 @@ pub struct TargetService {
     /// Restore points younger than this are kept whatever a source asks.
     min_age: Mutex<Duration>,
     pub(super) quotas: Quotas,
-    pub(super) retire_soon: tokio::sync::Notify,
+    pub(super) retire_soon: Arc<tokio::sync::Notify>,
+    /// Points may have to be indexed.
+    pub(super) index_soon: Arc<tokio::sync::Notify>,
     active: Mutex<HashMap<[u8; 16], Active>>,
     slots: Arc<Semaphore>,
     pub(super) tasks: TaskTracker,
@@ -75,7 +79,8 @@ impl TargetService {
             shared,
             min_age: Mutex::new(min_age),
             quotas: Quotas::default(),
-            retire_soon: tokio::sync::Notify::new(),
+            retire_soon: Arc::default(),
+            index_soon: Arc::default(),
             active: Mutex::new(HashMap::new()),
             slots: Arc::new(Semaphore::new(TARGET_SESSIONS_MAX)),
             tasks,
@@ -123,29 +128,46 @@ impl TargetService {
 
     /// Saves the index of blocks and the sets of shared chunks now and then, and when the appliance stops with
     /// much that is new: they are written whole, and a stop must not wait for a slow disk. What is forgotten costs bytes.
-    pub async fn tend_indexes(self: Arc<Self>, path: PathBuf) {
-        let mut saved = self.blocks.stats().entries;
-        loop {
-            let stopped = tokio::select! {
-                () = tokio::time::sleep(SAVE_INTERVAL) => false,
-                () = self.stop.cancelled() => true,
-            };
-            let stats = self.blocks.stats();
-            let entries = stats.entries;
-            let worth = if stopped { stats.entries_max / 100 } else { 0 };
-            if entries.abs_diff(saved) > worth {
-                saved = entries;
-                let (blocks, path) = (self.blocks.clone(), path.clone());
-                if let Ok(Err(error)) = tokio::task::spawn_blocking(move || blocks.save(&path)).await {
-                    tracing::warn!(%error, "the index of blocks cannot be saved; it stays in memory");
-                }
+    pub fn tend_indexes(self: &Arc<Self>, path: PathBuf, workers: &Workers) {
+        let what = "saves the index of blocks and the sets of shared chunks";
+        let worker = workers.register(Spec::new("index-saving", Role::Target, what));
+        let plan = Plan { at_stop: true, ..Plan::after(SAVE_INTERVAL) };
+        let (service, saved) = (self.clone(), AtomicU64::new(self.blocks.stats().entries));
+        let work = move |pass: &Pass| {
+            service.shared.save(pass.is_last());
+            let stats = service.blocks.stats();
+            let worth = if pass.is_last() { stats.entries_max / 100 } else { 0 };
+            if stats.entries.abs_diff(saved.load(Ordering::Relaxed)) > worth {
+                let kept = service.blocks.save(&path);
+                kept.map_err(|error| format!("the index of blocks stays in memory: {error}"))?;
+                saved.store(stats.entries, Ordering::Relaxed);
             }
-            let shared = self.shared.clone();
-            let _ = tokio::task::spawn_blocking(move || shared.save(stopped)).await;
-            if stopped {
-                return;
-            }
-        }
+            Ok(Outcome::again_in(SAVE_INTERVAL))
+        };
+        self.tasks.spawn(worker.drive(self.stop.clone(), plan, work));
+    }
+
+    /// Indexes, at the start and when asked, every sealed point that the index does not know.
+    pub fn tend_points(self: &Arc<Self>, workers: &Workers) {
+        let what = "enters restore points into the index of chunks where they are missing";
+        // A point of many terabytes is one step.
+        let spec = Spec::new("point-indexing", Role::Target, what).stuck_after(Duration::from_secs(2 * 3600));
+        let worker = workers.register(spec);
+        let plan = Plan { wake: Some(self.index_soon.clone()), ..Plan::default() };
+        let service = self.clone();
+        let work = move |pass: &Pass| {
+            service.index_missing(&|| {
+                pass.worker().beat();
+                pass.stopped()
+            });
+            Ok(Outcome { next: Next::WhenWoken, finding: None })
+        };
+        self.tasks.spawn(worker.drive(self.stop.clone(), plan, work));
+    }
+
+    /// Sessions that are received now.
+    pub fn receiving(&self) -> usize {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     async fn session(self: Arc<Self>, peer: PeerRecord, channel: SessionChannel) {

@@ -18,6 +18,7 @@ use super::snapshot::resolve;
 use crate::accelerator::anchors::{BLOCK_BYTES, DiskKey, gear};
 use crate::block::{BlockRead, CHUNK_BYTES, Geometry, is_zero};
 use crate::block_file::RawFile;
+use crate::worker::{Outcome, Pass, Plan, Role, Spec};
 
 /// A crash forgets at most this much of what was learned.
 const SAVE_INTERVAL: Duration = Duration::from_secs(600);
@@ -29,36 +30,25 @@ const STEP_CHUNKS: u64 = 64;
 impl JobManager {
     /// Starts both tasks; they end with the appliance.
     pub(super) fn tend_anchors(self: &Arc<Self>) {
+        let (workers, stop) = (&self.parts.workers, &self.parts.stop);
+        let what = "saves the content anchors, so that a crash forgets little of them";
+        let saver = workers.register(Spec::new("anchor-saving", Role::Source, what));
         let parts = self.parts.clone();
-        self.parts.tasks.spawn(async move {
-            loop {
-                let stopped = tokio::select! {
-                    () = tokio::time::sleep(SAVE_INTERVAL) => false,
-                    () = parts.stop.cancelled() => true,
-                };
-                let anchors = parts.anchors.clone();
-                if let Ok(Err(error)) = tokio::task::spawn_blocking(move || anchors.save()).await {
-                    tracing::warn!(%error, "the content anchors cannot be saved; they stay in memory");
-                }
-                if stopped {
-                    return;
-                }
-            }
-        });
+        let plan = Plan { at_stop: true, ..Plan::after(SAVE_INTERVAL) };
+        self.parts.tasks.spawn(saver.drive(stop.clone(), plan, move |_| {
+            parts.anchors.save().map_err(|error| format!("they stay in memory: {error}"))?;
+            Ok(Outcome::again_in(SAVE_INTERVAL))
+        }));
+        let what = "learns the content anchors of disks again where they were lost";
+        let learner = workers.register(Spec::new("anchor-learning", Role::Source, what));
         let manager = self.clone();
-        self.parts.tasks.spawn(async move {
-            loop {
-                let learner = manager.clone();
-                let _ = tokio::task::spawn_blocking(move || learner.learn_missing()).await;
-                tokio::select! {
-                    () = tokio::time::sleep(SAVE_INTERVAL) => {}
-                    () = manager.parts.stop.cancelled() => return,
-                }
-            }
-        });
+        self.parts.tasks.spawn(learner.drive(stop.clone(), Plan::default(), move |pass| {
+            manager.learn_missing(pass)?;
+            Ok(Outcome::again_in(SAVE_INTERVAL))
+        }));
     }
 
-    fn learn_missing(&self) {
+    fn learn_missing(&self, pass: &Pass) -> Result<(), String> {
         for job in self.list() {
             let Ok(Some(manifest)) = self.parts.repository.load(&job.spec.name) else { continue };
             let Ok((_, disks)) = resolve(&self.parts, &job.spec) else { continue };
@@ -66,7 +56,7 @@ impl JobManager {
                 let key = DiskKey { job: job.spec.name.clone(), disk: n as u16 };
                 let raw = disk.format == DiskFormat::Raw;
                 if self.parts.stop.is_cancelled() || job.running.is_some() {
-                    return;
+                    return Ok(());
                 }
                 if raw && !self.parts.anchors.knows(&key) {
                     tracing::info!(
@@ -74,16 +64,18 @@ impl JobManager {
                         disk = disk.path,
                         "learning the content anchors of a disk again"
                     );
-                    if let Err(error) = learn(&self.parts, &key, Path::new(&disk.path)) {
+                    pass.worker().count("disks", 1);
+                    if let Err(error) = learn(&self.parts, &key, Path::new(&disk.path), pass) {
                         tracing::warn!(%error, disk = disk.path, "the disk cannot be read for its anchors");
                     }
                 }
             }
         }
+        Ok(())
     }
 }
 
-fn learn(parts: &Parts, key: &DiskKey, path: &Path) -> std::io::Result<()> {
+fn learn(parts: &Parts, key: &DiskKey, path: &Path, pass: &Pass) -> std::io::Result<()> {
     let disk = RawFile::open(path)?;
     let Some(image) = parts.anchors.relearn(key) else { return Ok(()) };
     let geometry = Geometry { disk_len: disk.len() };
@@ -105,6 +97,7 @@ fn learn(parts: &Parts, key: &DiskKey, path: &Path) -> std::io::Result<()> {
             parts.anchors.put(image, anchors);
         }
         at = geometry.chunk_range(last).start;
+        pass.worker().progress(at, geometry.disk_len);
         whole = !parts.stop.is_cancelled();
         if at >= geometry.disk_len || !whole {
             break;

@@ -78,6 +78,11 @@ pub enum RepositoryError {
 }
 
 impl RepositoryError {
+    /// True where it says nothing of what is stored: somebody uses or removes it, or a tool is missing.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Busy { .. } | Self::NotFound(_) | Self::Tool { .. })
+    }
+
     /// An input or output error with the name of what was touched.
     pub(crate) fn io(what: impl Into<String>, source: io::Error) -> Self {
         Self::Io { what: what.into(), source }

@@ -20,9 +20,20 @@ const BAD_LISTED_MAX: usize = 100;
 /// Verifies a point and notes the result. Damage is in the report; an error means that it could not be
 /// carried out.
 pub fn verify(point: &Arc<Point>, key: &DomainKey) -> Result<VerifyReport, RepositoryError> {
+    let report = verify_paced(point, key, &mut |_| true)?;
+    report.ok_or_else(|| RepositoryError::invalid(point.title(), "the verification was ended"))
+}
+
+/// The same at the caller's pace, who hears of bytes read; where it answers false the verification ends, without a
+/// result.
+pub fn verify_paced(
+    point: &Arc<Point>,
+    key: &DomainKey,
+    pace: &mut dyn FnMut(u64) -> bool,
+) -> Result<Option<VerifyReport>, RepositoryError> {
     check_domain(point, key)?;
     let started = Instant::now();
-    let mut report = VerifyReport {
+    let report = VerifyReport {
         point: point.id().to_string(),
         ok: false,
         read_bytes: 0,
@@ -31,27 +42,37 @@ pub fn verify(point: &Arc<Point>, key: &DomainKey) -> Result<VerifyReport, Repos
         bad: Vec::new(),
         duration_ms: 0,
     };
+    let mut walk = Walk { report, key, pace };
     match point.disks() {
-        Err(error) => note_bad(&mut report, 0, 0, error.to_string()),
+        Err(error) => note_bad(&mut walk.report, 0, 0, error.to_string()),
         Ok(disks) => {
             for disk in 0..disks.len() as u16 {
-                match verify_disk(point, disk, key, &mut report) {
+                match verify_disk(point, disk, &mut walk) {
                     // Somebody removes it meanwhile, or a tool is missing: that says nothing of the data.
                     Err(error @ (RepositoryError::Busy { .. } | RepositoryError::Tool { .. })) => {
                         return Err(error);
                     }
-                    Err(error) => note_bad(&mut report, disk, 0, error.to_string()),
-                    Ok(()) => {}
+                    Err(error) => note_bad(&mut walk.report, disk, 0, error.to_string()),
+                    Ok(true) => {}
+                    Ok(false) => return Ok(None),
                 }
             }
         }
     }
+    let mut report = walk.report;
     report.ok = report.bad_chunks == 0;
     report.duration_ms = started.elapsed().as_millis() as u64;
     if point.unreadable().is_none() {
         point.mark_verified(report.ok, jiff::Timestamp::now())?;
     }
-    Ok(report)
+    Ok(Some(report))
+}
+
+/// A verification under way.
+struct Walk<'a> {
+    report: VerifyReport,
+    key: &'a DomainKey,
+    pace: &'a mut dyn FnMut(u64) -> bool,
 }
 
 /// Refuses a key that is not the one the point was made with.
@@ -62,12 +83,8 @@ pub(super) fn check_domain(point: &Point, key: &DomainKey) -> Result<(), Reposit
     Err(RepositoryError::invalid(point.title(), "it was made in another dedup domain than the key given"))
 }
 
-fn verify_disk(
-    point: &Point,
-    disk: u16,
-    key: &DomainKey,
-    report: &mut VerifyReport,
-) -> Result<(), RepositoryError> {
+/// False where it was ended.
+fn verify_disk(point: &Point, disk: u16, walk: &mut Walk<'_>) -> Result<bool, RepositoryError> {
     let reader = point.open_disk(disk)?;
     let table = point.table(disk)?;
     let geometry = table.geometry();
@@ -82,13 +99,15 @@ fn verify_disk(
         let ids = match point.page(disk, page) {
             Ok(ids) => ids.unwrap_or_else(blank_page),
             Err(error) => {
-                note_bad(report, disk, page * PAGE_BYTES, error.to_string());
+                note_bad(&mut walk.report, disk, page * PAGE_BYTES, error.to_string());
                 continue;
             }
         };
-        verify_page(&*reader, geometry, disk, page, &ids, key, report);
+        if !verify_page(&*reader, geometry, (disk, page), &ids, walk) {
+            return Ok(false);
+        }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The first page from `from` on that the manifest names or in which the disk has data.
@@ -105,16 +124,16 @@ fn next_page(reader: &dyn BlockRead, table: &PageTable, from: u64) -> std::io::R
     Ok(by_table.into_iter().chain(by_data).min())
 }
 
+/// False where it was ended.
 fn verify_page(
     reader: &dyn BlockRead,
     geometry: Geometry,
-    disk: u16,
-    page: u64,
+    (disk, page): (u16, u64),
     ids: &[ChunkId; PAGE_CHUNKS],
-    key: &DomainKey,
-    report: &mut VerifyReport,
-) {
+    walk: &mut Walk<'_>,
+) -> bool {
     const PIECE: usize = 16;
+    let (report, key) = (&mut walk.report, walk.key);
     let count = geometry.page_chunks(page);
     let first = page * PAGE_CHUNKS as u64;
     let mut buffer = vec![0; PIECE * CHUNK_BYTES];
@@ -139,7 +158,11 @@ fn verify_page(
                 note_bad(report, disk, offset, "its content differs from the manifest".into());
             }
         }
+        if !(walk.pace)(end - start) {
+            return false;
+        }
     }
+    true
 }
 
 fn note_bad(report: &mut VerifyReport, disk: u16, offset: u64, why: String) {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vbr_api::Moment;
 
+use super::housekeeping::{Housekeeping, Kept};
 use super::orders::{Hosts, Jobs, Peers};
 use super::replicas::Replicas;
 use super::site::{Site, SiteParts};
@@ -25,18 +26,20 @@ use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
 use crate::accelerator::shared_filter::{SharedFilters, SharedSets};
 use crate::config::{Config, Congestion, Overrides, Transport};
-use crate::control::{self, Api};
+use crate::control::{self, Api, Orders};
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::{HostConfig, HostRegistry};
 use crate::job::{JobManager, SourceStores, SourceWaits, StallBounds, TargetService};
 use crate::limits::SOURCE_SESSIONS_MAX;
+use crate::notify::Notifier;
 use crate::repository::datastore::{DatastoreConfig, Datastores};
 use crate::repository::source::SourceRepository;
 use crate::schedule::resources::Bounds;
 use crate::telemetry::logs::LogHandle;
 use crate::throttle::Rules;
 use crate::wire::{TransportKind, Wire, WireConfig, write_private};
+use crate::worker::Workers;
 
 /// A running vbrd.
 pub struct Appliance {
@@ -94,18 +97,14 @@ impl Appliance {
         );
         target.quotas().set_site(config.quota);
         tasks.spawn(target.clone().serve(incoming));
-        tasks.spawn(target.clone().tend_retention());
-        tasks.spawn(target.clone().tend_indexes(stores.state.join("blocks")));
-        let (indexer, stopping) = (target.clone(), stop.clone());
-        tasks.spawn_blocking(move || indexer.index_missing(&|| stopping.is_cancelled()));
-        let jobs = {
-            let (directory, database) = (stores.state.join("jobs"), stores.database.clone());
-            let (wire, hosts, tasks, stop) =
-                (wire.clone(), stores.hosts.clone(), tasks.clone(), stop.clone());
-            let source = source_stores(&config, &stores);
-            let start = move || JobManager::start(&directory, database, source, wire, hosts, tasks, stop);
-            blocking("starting the jobs", start).await?
-        };
+        let workers = Workers::new(Some(stores.database.clone()));
+        target.tend_retention(&workers);
+        target.tend_indexes(stores.state.join("blocks"), &workers);
+        target.tend_points(&workers);
+        let notifier = Notifier::start(&config.site, &config.notify, &workers, &tasks, &stop);
+        let source = source_stores(&config, &stores, &workers, &notifier);
+        let jobs = start_jobs(&stores, source, &wire, &tasks, &stop).await?;
+        kept(&stores, &wire, &jobs, &target).tend(&config, &workers, &tasks, &stop);
         let config = Arc::new(std::sync::Mutex::new(config));
         let site = Site::new(SiteParts {
             config: config.clone(),
@@ -115,6 +114,7 @@ impl Appliance {
             cache: stores.cache.clone(),
             shared: stores.shared.clone(),
             database: stores.database.clone(),
+            workers: workers.clone(),
             started_at: Moment::now(),
         });
         let datastores = stores.datastores.clone();
@@ -124,15 +124,20 @@ impl Appliance {
             config: config.clone(),
             turn: tokio::sync::Mutex::default(),
         };
-        let api = Api::new(
-            Arc::new(site),
-            Arc::new(Peers { wire: wire.clone(), target: target.clone() }),
-            Arc::new(Hosts { hosts: stores.hosts, jobs: jobs.clone() }),
-            Arc::new(Jobs(jobs.clone())),
-            Arc::new(Replicas { target: target.clone(), stores: stores.datastores, wire: wire.clone() }),
-            Arc::new(throttle),
-            stop.clone(),
-        );
+        let orders = Orders {
+            site: Arc::new(site),
+            peers: Arc::new(Peers { wire: wire.clone(), target: target.clone() }),
+            hosts: Arc::new(Hosts { hosts: stores.hosts, jobs: jobs.clone() }),
+            jobs: Arc::new(Jobs(jobs.clone())),
+            replicas: Arc::new(Replicas {
+                target: target.clone(),
+                stores: stores.datastores,
+                wire: wire.clone(),
+            }),
+            throttle: Arc::new(throttle),
+            housekeeping: Arc::new(Housekeeping { workers, jobs: jobs.clone(), notifier }),
+        };
+        let api = Api::new(orders, stop.clone());
         let path = socket.path().to_owned();
         if let Some(listener) = metrics {
             tasks.spawn(serve_metrics(api.clone(), listener));
@@ -223,7 +228,12 @@ async fn serve_metrics(api: Api, listener: TcpListener) {
     }
 }
 
-fn source_stores(config: &Config, stores: &Stores) -> SourceStores {
+fn source_stores(
+    config: &Config,
+    stores: &Stores,
+    workers: &Arc<Workers>,
+    notifier: &Arc<Notifier>,
+) -> SourceStores {
     SourceStores {
         repository: Arc::new(SourceRepository::new(stores.database.clone())),
         anchors: stores.anchors.clone(),
@@ -235,7 +245,28 @@ fn source_stores(config: &Config, stores: &Stores) -> SourceStores {
         waits: source_waits(config),
         slots: slots(config),
         latency_ceiling: config.resources.latency_ceiling,
+        workers: workers.clone(),
+        notifier: notifier.clone(),
+        history: config.history,
     }
+}
+
+fn kept(stores: &Stores, wire: &Wire, jobs: &Arc<JobManager>, target: &Arc<TargetService>) -> Kept {
+    let (cache, stores) = (stores.cache.clone(), stores.datastores.clone());
+    Kept { cache, stores, wire: wire.clone(), jobs: jobs.clone(), target: target.clone() }
+}
+
+async fn start_jobs(
+    stores: &Stores,
+    source: SourceStores,
+    wire: &Wire,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Arc<JobManager>, Problem> {
+    let (directory, database) = (stores.state.join("jobs"), stores.database.clone());
+    let (wire, hosts, tasks, stop) = (wire.clone(), stores.hosts.clone(), tasks.clone(), stop.clone());
+    let start = move || JobManager::start(&directory, database, source, wire, hosts, tasks, stop);
+    blocking("starting the jobs", start).await
 }
 
 fn source_waits(config: &Config) -> SourceWaits {

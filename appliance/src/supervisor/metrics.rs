@@ -6,7 +6,7 @@
 
 use std::fmt::{Display, Write};
 
-use vbr_api::{CacheStats, Job, Moment, SessionState, Status};
+use vbr_api::{CacheStats, Job, Moment, SessionState, Status, Task, TaskState};
 
 /// The text; `jobs` are all jobs of the site.
 pub fn render(status: &Status, jobs: &[Job], cache: &CacheStats) -> String {
@@ -151,6 +151,42 @@ fn global_cache(page: &mut Page, cache: &CacheStats) {
     ] {
         page.family(name, kind, help, [(NONE, value)]);
     }
+}
+
+/// Background workers, which follow the rest.
+pub fn tasks(tasks: &[Task]) -> String {
+    let mut page = Page::default();
+    let mut family = |name: &str, kind: &str, help: &str, value: fn(&Task) -> Option<f64>| {
+        let rows: Vec<_> =
+            (tasks.iter()).filter_map(|task| Some(([("task", task.name.as_str())], value(task)?))).collect();
+        page.family(name, kind, help, rows.iter().map(|(labels, value)| (&labels[..], *value)));
+    };
+    family("vbr_task_up", "gauge", "1 unless the worker is stuck or its last run failed", |task| {
+        let state = task.state;
+        let up = task.failures == 0 && !matches!(state, TaskState::Stuck | TaskState::Failed);
+        Some(f64::from(u8::from(up)))
+    });
+    family("vbr_task_finding", "gauge", "1 where its last run found what needs attention", |task| {
+        Some(f64::from(u8::from(task.finding.is_some())))
+    });
+    family("vbr_task_runs_total", "counter", "Runs since vbrd started", |task| Some(task.runs as f64));
+    family("vbr_task_last_run_timestamp_seconds", "gauge", "When its last run began", |task| {
+        task.last_run_at.map(seconds)
+    });
+    family("vbr_task_duration_seconds", "gauge", "How long its last run took, or takes", |task| {
+        task.duration_ms.map(|ms| ms as f64 / 1000.0)
+    });
+    let counts: Vec<_> = (tasks.iter())
+        .flat_map(|task| task.counters.iter().map(move |(count, value)| (task, count, value)))
+        .map(|(task, count, value)| ([("task", task.name.as_str()), ("count", count.as_str())], *value))
+        .collect();
+    page.family(
+        "vbr_task_work_total",
+        "counter",
+        "What the worker did since vbrd started",
+        counts.iter().map(|(labels, value)| (&labels[..], *value)),
+    );
+    page.0
 }
 
 /// No labels.

@@ -15,6 +15,7 @@ use crate::error::Problem;
 use crate::job::JobManager;
 use crate::repository::datastore::Datastores;
 use crate::wire::Wire;
+use crate::worker::Workers;
 
 /// What status is made of.
 pub struct SiteParts {
@@ -32,6 +33,8 @@ pub struct SiteParts {
     pub shared: Arc<SharedSets>,
     /// The database.
     pub database: Arc<Database>,
+    /// Background workers.
+    pub workers: Arc<Workers>,
     /// When this vbrd started.
     pub started_at: Moment,
 }
@@ -50,6 +53,7 @@ impl Site {
     fn warnings(&self) -> Vec<Warning> {
         let mut warnings = self.parts.jobs.warnings();
         warnings.extend(self.parts.stores.warnings());
+        warnings.extend(self.parts.workers.warnings());
         let mut warn = |what: String, next_step: &str| {
             warnings.push(Warning { level: "warning".to_string(), what, next_step: next_step.to_string() });
         };
@@ -99,7 +103,9 @@ impl SiteOrders for Site {
     }
 
     fn metrics(&self) -> Result<String, Problem> {
-        Ok(metrics::render(&self.status()?, &self.parts.jobs.list(), &self.cache()?))
+        let mut page = metrics::render(&self.status()?, &self.parts.jobs.list(), &self.cache()?);
+        page.push_str(&metrics::tasks(&self.parts.workers.list()));
+        Ok(page)
     }
 
     fn cache(&self) -> Result<CacheStats, Problem> {

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use vbr_api::CacheStats;
 
+use super::task;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -20,12 +21,17 @@ pub enum Command {
         #[command(flatten)]
         watch: Watch,
     },
+    /// Read and verify all of it now, in the background; what is damaged is dropped and comes again when needed
+    #[command(after_help = "Example:\n  vbrctl cache scrub\n  vbrctl task show scrub --watch")]
+    Scrub,
 }
 
 impl Command {
     pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let Self::Stats { watch } = self;
-        show::one(context, "/v1/cache", watch.watch, &facts).await
+        match self {
+            Self::Stats { watch } => show::one(context, "/v1/cache", watch.watch, &facts).await,
+            Self::Scrub => task::run(context, "scrub").await,
+        }
     }
 }
 

@@ -7,12 +7,14 @@ pub mod config;
 pub mod host;
 pub mod job;
 pub mod man;
+pub mod notify;
 pub mod peer;
 pub mod replica;
 pub mod repository;
 pub mod restore_point;
 pub mod session;
 pub mod status;
+pub mod task;
 pub mod throttle;
 pub mod vm;
 
@@ -35,7 +37,9 @@ pub async fn run(context: &Context, noun: Noun) -> Result<Exit, Failure> {
         Noun::Repository(command) => command.run(context).await,
         Noun::Replica(command) => command.run(context).await,
         Noun::RestorePoint(command) => command.run(context).await,
+        Noun::Task(command) => command.run(context).await,
         Noun::Throttle(command) => command.run(context).await,
+        Noun::Notify(command) => command.run(context).await,
         Noun::Cache(command) => command.run(context).await,
         Noun::Check(command) => command.run(context).await,
         Noun::Config(command) => command.run(context).await,

@@ -59,6 +59,12 @@ pub fn healthy(request: &Request) -> Answer {
         "GET /v1/jobs/busy" => error(503, "draining"),
         "GET /v1/jobs/silent" => Answer::HangUp,
         "GET /v1/jobs/odd" => ok("no JSON"),
+        "GET /v1/tasks" => ok(samples::list(&[task("scrub", "idle"), task("retention", "stuck")])),
+        "GET /v1/tasks/scrub" | "POST /v1/tasks/scrub/run" => ok(task("scrub", "idle")),
+        "GET /v1/jobs/web/log?lines=100&after=0" => ok(samples::list(&[log_entry(1, "due"), log_entry(2, "failed")])),
+        "GET /v1/jobs/web/log?lines=5&after=0&session=s1" => ok(samples::list(&[log_entry(2, "failed")])),
+        "GET /v1/notify" => list(hook()),
+        "POST /v1/notify/ops/test" => ok(hook()),
         "GET /v1/throttle" => ok(throttles()),
         "POST /v1/throttle" if request.body.contains("\"office\"") => Answer::Json(201, rule("office", true)),
         "POST /v1/throttle" => ok(rule("night", false)),
@@ -66,6 +72,23 @@ pub fn healthy(request: &Request) -> Answer {
         "DELETE /v1/throttle" => ok(r#"{"schema":1,"removed":["office","night"]}"#),
         _ => error(404, "not_found"),
     }
+}
+
+fn task(name: &str, state: &str) -> String {
+    format!(
+        r#"{{"schema":1,"name":"{name}","what":"it works","role":"site","state":"{state}","last_run_at":"2026-11-22T19:00:00Z","duration_ms":61000,"next_run_at":null,"runs":3,"failures":0,"last_error":"once upon a time","last_error_at":"2026-11-20T19:00:00Z","progress":{{"done":1,"total":4}},"counters":{{"cache_records":7}},"finding":{{"level":"warning","what":"2 damaged records","next_step":"look"}},"runnable":true}}"#
+    )
+}
+
+fn log_entry(seq: u64, event: &str) -> String {
+    let level = if event == "failed" { "error" } else { "info" };
+    format!(
+        r#"{{"schema":1,"seq":{seq},"at":"2026-11-22T19:00:00Z","job":"web","session":"s1","level":"{level}","event":"{event}","text":"the text of {event}"}}"#
+    )
+}
+
+fn hook() -> String {
+    r#"{"schema":1,"name":"ops","on":["failure","stall"],"jobs":[],"webhook":"http://ops:80/x","command":["/bin/tell","-v"],"sent":4,"failed":1,"dropped":0,"queued":0,"last_sent_at":null,"last_error":"it answered 500"}"#.into()
 }
 
 fn rule(name: &str, in_force: bool) -> String {
@@ -148,6 +171,8 @@ fn usage_errors_are_two_in_both_forms() {
         &["restore-point", "pin", "web@latest", "--for", "9d", "--until", "2027-01-31"],
         &["restore-point", "pin", "web@latest", "--until", "soon"],
         &["peer", "grant", "dr"],
+        &["job", "log", "web", "--lines", "0"],
+        &["job", "log", "web", "--lines", "5000"],
         &["peer", "grant", "dr", "--quota", "0"],
         &["peer", "grant", "dr", "--max-points", "few"],
         &["nonsense"],
@@ -403,4 +428,30 @@ fn a_configuration_is_checked_by_the_vbrd_beside() {
         command.args(["config", "validate"]).arg(fake.path("c.toml"));
         assert_eq!(crate::fake::Run::of(command.output().unwrap()).code, code, "{text}");
     }
+}
+
+#[test]
+fn workers_logs_and_hooks_are_listed_and_ordered() {
+    let fake = Fake::start(healthy);
+    let run = fake.run(&["task", "list"]);
+    assert!(run.code == 0 && run.out.contains("2 damaged records") && run.out.contains("stuck"), "{run:?}");
+    let run = fake.run(&["task", "show", "scrub"]);
+    assert!(run.out.contains("cache_records 7") && run.out.contains("once upon a time"), "{run:?}");
+    let run = fake.run(&["task", "list", "-o", "jsonl"]);
+    assert_eq!(run.out.lines().count(), 2, "{run:?}");
+    for words in [&["task", "run", "scrub"][..], &["cache", "scrub"]] {
+        let run = fake.run(words);
+        assert!(run.code == 0 && run.out.contains("vbrctl task show scrub"), "{run:?}");
+    }
+    assert_eq!(fake.run(&["task", "run", "none"]).code, 5);
+    let run = fake.run(&["job", "log", "web"]);
+    assert!(run.out.contains("the text of due") && run.out.contains("error"), "{run:?}");
+    let run = fake.run(&["job", "log", "web", "--session", "s1", "--lines", "5", "-o", "json"]);
+    assert_eq!(run.json()["items"][0]["event"], "failed", "{run:?}");
+    let run = fake.run(&["job", "log", "web", "--follow", "-o", "json"]);
+    assert!(run.code == 2 && run.err.contains("jsonl"), "{run:?}");
+    let run = fake.run(&["notify", "list"]);
+    assert!(run.out.contains("/bin/tell -v") && run.out.contains("it answered 500"), "{run:?}");
+    assert_eq!(fake.run(&["notify", "test", "ops"]).code, 0);
+    assert_eq!(fake.run(&["notify", "test", "none"]).code, 5);
 }

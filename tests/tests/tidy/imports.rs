@@ -13,9 +13,11 @@ const LEAVES: &[&str] = &[
     "free_space",
     "limits",
     "nbd",
+    "notify",
     "schedule",
     "telemetry",
     "throttle",
+    "worker",
 ];
 
 /// What else a module may use. `wire::message` are the frames alone: types and their encoding.

@@ -130,7 +130,7 @@ impl GlobalCache {
         }
     }
 
-    fn drop_record(&self, key: &ChunkKey, at: &Location, why: &str) {
+    pub(super) fn drop_record(&self, key: &ChunkKey, at: &Location, why: &str) {
         tracing::warn!(
             pack = at.pack,
             offset = at.offset,

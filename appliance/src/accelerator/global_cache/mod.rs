@@ -5,7 +5,7 @@
 //!
 //! - `format`: the pack file. `packs`: reading pack files. `state`: the open pack, pending records,
 //!   pins, eviction. `index`: RocksDB. `footers`: locality. `lookup`: finding and reading chunks. `commit`: the group commit thread.
-//!   `recover`: what happens at open.
+//!   `recover`: what happens at open. `scrub`: verifying all of it now and then.
 //! - A record is appended to the open pack (page cache), synced with others (4 MiB or at most 50 ms,
 //!   less where the disk is quick), then indexed with a synced log, then called durable. Until then
 //!   lookups find it in memory.
@@ -24,6 +24,7 @@ mod index;
 mod lookup;
 mod packs;
 mod recover;
+mod scrub;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use tokio::sync::watch;
 use vbr_api::CacheStats;
 
 pub use self::index::DiskLocation;
+pub use self::scrub::ScrubReport;
 
 use self::index::Index;
 use self::packs::{Files, Settings};
@@ -362,6 +364,28 @@ impl GlobalCache {
             disk_locations,
             ..CacheStats::default()
         }
+    }
+
+    /// Evicts where the cache is beyond its size or the file system's reserve is not free; how many packs. An
+    /// error where writing stopped.
+    pub fn give_way(&self) -> Result<u64, CacheError> {
+        let shared = &self.shared;
+        let mut state = shared.state();
+        if let Some(why) = &state.failed {
+            return Err(CacheError::Stopped(why.clone()));
+        }
+        let before = state.evicted;
+        match state.make_room(0, &shared.settings, &shared.files) {
+            // What others fill is not ours to mend; the datastores tell of it.
+            Ok(_) | Err(CacheError::NoSpace { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let evicted = state.evicted - before;
+        drop(state);
+        if evicted > 0 {
+            shared.work.notify_all(); // Their entries leave the index.
+        }
+        Ok(evicted)
     }
 
     /// What the operator should know: the cache stopped, or the file system keeps it from its size.

@@ -107,6 +107,20 @@ impl Files {
 
     /// Reads and verifies a record: header, crc32c, and the keyed hash of the content.
     pub fn read(&self, at: &Location, key: &DomainKey, id: ShortId) -> Result<(ChunkId, Vec<u8>), ReadError> {
+        let (found, plain) = self.read_sound(at, &(key.tag(), id))?;
+        if key.chunk_id(&plain) != found {
+            return Err(ReadError::Bad("its content is not the chunk it says".to_owned()));
+        }
+        Ok((found, plain))
+    }
+
+    /// The same without the hash, for a chunk of a domain whose key is not here.
+    pub fn check_sums(&self, at: &Location, chunk: &ChunkKey) -> Result<(), ReadError> {
+        self.read_sound(at, chunk).map(drop)
+    }
+
+    /// Header and crc32c are right.
+    fn read_sound(&self, at: &Location, chunk: &ChunkKey) -> Result<(ChunkId, Vec<u8>), ReadError> {
         let file = self.handle(at.pack).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => ReadError::Gone,
             _ => ReadError::Bad(error.to_string()),
@@ -117,7 +131,7 @@ impl Files {
             .map_err(|error| ReadError::Bad(error.to_string()))?;
         let bad = |why: &str| ReadError::Bad(why.to_owned());
         let header = RecordHeader::decode(&record).ok_or_else(|| bad("its header is damaged"))?;
-        if header.tag != key.tag() || header.id.short() != id || header.stored_len as usize != len {
+        if (header.tag, header.id.short()) != *chunk || header.stored_len as usize != len {
             return Err(bad("another record is in its place"));
         }
         let mut plain = record.split_off(RECORD_HEADER_BYTES as usize);
@@ -125,10 +139,21 @@ impl Files {
             return Err(bad("its sum is wrong"));
         }
         plain.truncate(header.plain_len as usize);
-        if key.chunk_id(&plain) != header.id {
-            return Err(bad("its content is not the chunk it says"));
-        }
         Ok((header.id, plain))
+    }
+
+    /// A closed pack's records, by its footer or one by one; none where its file cannot be opened.
+    pub fn entries_of(&self, number: u64) -> Option<Vec<Entry>> {
+        let file = File::open(self.path(number)).ok()?;
+        read_footer(&file, number).or_else(|| Some(format::scan(&read_whole(&file).ok()?).entries))
+    }
+
+    /// What the kernel keeps of a pack in memory is not what the disk has: the next read asks the disk.
+    pub fn drop_from_memory(&self, number: u64) {
+        if let Ok(file) = self.handle(number) {
+            // Only a hint: where it is not followed, the check is of the copy in memory.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        }
     }
 
     /// Loads a closed pack's footer into memory, if it is sound and not there yet.

@@ -1,6 +1,7 @@
 mod bounds;
 mod damage;
 mod properties;
+mod scrub;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};

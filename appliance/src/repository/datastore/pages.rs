@@ -247,6 +247,18 @@ pub fn read_page(root: &Root, path: &Path, entry: &PageEntry) -> Result<PageIds,
     Ok(ids)
 }
 
+/// Writes a body into its slot again, where it fits its entry. Durable when this returns.
+pub fn mend_page(root: &Root, path: &Path, entry: &PageEntry, ids: &PageIds) -> Result<(), RepositoryError> {
+    let what = || format!("page body {} of {}", entry.slot, path.display());
+    if page_hash(ids) != entry.hash {
+        return Err(RepositoryError::damaged(what(), "the disk does not hold what it named either"));
+    }
+    let body = crate::repository::manifest::page_to_bytes(ids);
+    let file = root.open_beneath(path, OFlags::RDWR)?;
+    let written = file.write_all_at(&body, slot_offset(entry.slot)).and_then(|()| file.sync_all());
+    written.map_err(|e| RepositoryError::io(what(), e))
+}
+
 /// Gives the space of a slot back.
 pub fn punch_slot(file: &File, slot: u32) -> std::io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};

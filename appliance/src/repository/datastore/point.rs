@@ -14,9 +14,10 @@ use super::lease::ReadLease;
 use super::record::{PointRecord, StateRecord, VERSION};
 use super::shared::Shared;
 use crate::block::{
-    BlockRead, ChunkId, DomainKey, DomainTag, Extent, Geometry, PAGE_CHUNKS, PageHash, Root, ShortId,
+    BlockRead, CHUNK_BYTES, ChunkId, DomainKey, DomainTag, Extent, Geometry, PAGE_CHUNKS, PageHash, Root,
+    ShortId, is_zero,
 };
-use crate::repository::manifest::PageTable;
+use crate::repository::manifest::{PageTable, blank_page};
 use crate::repository::retention::Pin;
 use crate::repository::{PageIds, RepositoryError};
 
@@ -117,6 +118,31 @@ impl Point {
     pub fn page(&self, disk: u16, page: u64) -> Result<Option<PageIds>, RepositoryError> {
         let manifest = self.shared.manifest(&self.id, disk)?;
         Ok(self.shared.page(&manifest, page)?.map(|ids| PageIds::clone(&ids)))
+    }
+
+    /// Reads a page of the manifest from the disk, not from memory, and holds it against its hash.
+    pub fn check_page(&self, disk: u16, page: u64) -> Result<(), RepositoryError> {
+        let manifest = self.shared.manifest(&self.id, disk)?;
+        let Some(entry) = manifest.entries.get(&page) else { return Ok(()) };
+        self.shared.load_page(&manifest, entry).map(drop)
+    }
+
+    /// Makes a page of the manifest anew from what the disk holds, and writes it where it fits its hash.
+    pub fn mend_page(&self, disk: u16, page: u64, key: &DomainKey) -> Result<(), RepositoryError> {
+        let manifest = self.shared.manifest(&self.id, disk)?;
+        let Some(entry) = manifest.entries.get(&page) else { return Ok(()) };
+        let (reader, geometry) = (self.open_disk(disk)?, Geometry { disk_len: manifest.disk_len });
+        let (mut ids, first) = (blank_page(), page * PAGE_CHUNKS as u64);
+        let mut data = vec![0; CHUNK_BYTES];
+        for (n, id) in ids.iter_mut().enumerate().take(geometry.page_chunks(page)) {
+            let data = &mut data[..geometry.chunk_len(first + n as u64)];
+            let read = reader.read_at(geometry.chunk_range(first + n as u64).start, data);
+            read.map_err(|e| RepositoryError::io(format!("disk {disk} of {}", self.title()), e))?;
+            if !is_zero(data) {
+                *id = key.chunk_id(data);
+            }
+        }
+        self.shared.mend_page(&manifest, entry, &ids)
     }
 
     /// Opens a disk for reading; the point is held until the reader is dropped.

@@ -12,7 +12,7 @@ use vbr_api::DiskFormat;
 
 use super::lease::Leases;
 use super::overlay::{Chain, OverlayDisk};
-use super::pages::{DiskManifest, PageEntry, read_page};
+use super::pages::{DiskManifest, PageEntry, mend_page, read_page};
 use super::raw::RawDisk;
 use super::record::{BackingRecord, DiskRecord, PointRecord};
 use super::store::Core;
@@ -201,11 +201,26 @@ impl Shared {
         self.core.caches.page(entry.hash, || self.load_page(manifest, entry)).map(Some)
     }
 
-    fn load_page(&self, manifest: &DiskManifest, entry: &PageEntry) -> Result<PageIds, RepositoryError> {
+    /// A page body from the disk, verified.
+    pub fn load_page(&self, manifest: &DiskManifest, entry: &PageEntry) -> Result<PageIds, RepositoryError> {
+        read_page(&self.core.root, &self.pages_path(manifest, entry)?, entry)
+    }
+
+    /// Writes a page body again; the caller has made it anew. Only one that fits is written.
+    pub fn mend_page(
+        &self,
+        manifest: &DiskManifest,
+        entry: &PageEntry,
+        ids: &PageIds,
+    ) -> Result<(), RepositoryError> {
+        mend_page(&self.core.root, &self.pages_path(manifest, entry)?, entry, ids)
+    }
+
+    fn pages_path(&self, manifest: &DiskManifest, entry: &PageEntry) -> Result<PathBuf, RepositoryError> {
         let file = manifest.files.get(entry.file as usize);
         let file =
             file.ok_or_else(|| RepositoryError::damaged(self.title(), "an entry names no pages file"))?;
-        read_page(&self.core.root, &self.pages_dir().join(file), entry)
+        Ok(self.pages_dir().join(file))
     }
 }
 

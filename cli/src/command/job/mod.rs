@@ -4,6 +4,7 @@ pub mod create;
 mod definition;
 pub mod edit;
 pub mod keep;
+mod log;
 pub mod options;
 mod render;
 mod run;
@@ -70,6 +71,9 @@ pub enum Command {
     /// List a job's past sessions
     #[command(after_help = "Example:\n  vbrctl job history web -o wide")]
     History { name: String },
+    /// Show what happened to a job, in order: when and why it ran, what it waited for, how it ended
+    #[command(after_help = log::EXAMPLE)]
+    Log(log::Arguments),
     /// Print a job's definition as TOML that `job create --from` takes
     #[command(
         after_help = "Example:\n  vbrctl job export web > web.toml\n  vbrctl --socket OTHER job create --from web.toml"
@@ -113,6 +117,7 @@ impl Command {
                 let path = format!("{}/history", one(&name));
                 show::list(context, &path, false, &empty, &summary::sessions).await
             }
+            Self::Log(arguments) => arguments.run(context).await,
             Self::Export { name } => definition::export(context, &one(&name)).await,
         }
     }
