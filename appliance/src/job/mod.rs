@@ -41,10 +41,12 @@ mod slots;
 mod snapshot;
 mod source_state;
 mod stall;
+mod succession;
 mod target;
 mod tending;
 mod transmit;
 
+pub use definitions::check_definitions;
 pub use manager::JobManager;
 pub use parts::{Parts, SourceStores, SourceWaits};
 pub use stall::StallBounds;

@@ -15,17 +15,21 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vbr_api::Moment;
 
+use super::consoles::Consoles;
+use super::life::{Life, Restart};
 use super::orders::{Hosts, Jobs, Peers};
+use super::remote::RemoteCalls;
 use super::replicas::Replicas;
 use super::site::{Site, SiteParts};
 use super::state_dir::{StateDir, private_dir};
+use super::state_move;
 use super::throttle::Throttling;
 use crate::accelerator::anchors::AnchorStore;
 use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
 use crate::accelerator::shared_filter::{SharedFilters, SharedSets};
 use crate::config::{Config, Congestion, Overrides, Transport};
-use crate::control::{self, Api};
+use crate::control::{self, Api, AuditLog, RemoteConsole};
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::{HostConfig, HostRegistry};
@@ -49,6 +53,7 @@ pub struct Appliance {
     wire_tasks: TaskTracker,
     wire_stop: CancellationToken,
     api: tokio::task::JoinHandle<std::io::Result<()>>,
+    restart: Restart,
     _state: StateDir,
 }
 
@@ -63,6 +68,7 @@ struct Stores {
     datastores: Arc<Datastores>,
     hosts: Arc<HostRegistry>,
     throttle: Arc<Rules>,
+    audit: Arc<AuditLog>,
 }
 
 impl Appliance {
@@ -93,7 +99,9 @@ impl Appliance {
             stop.clone(),
         );
         target.quotas().set_site(config.quota);
-        tasks.spawn(target.clone().serve(incoming));
+        // One that waits: the wire's own queue is before it.
+        let (to_target, for_target) = tokio::sync::mpsc::channel(1);
+        tasks.spawn(target.clone().serve(for_target));
         tasks.spawn(target.clone().tend_retention());
         tasks.spawn(target.clone().tend_indexes(stores.state.join("blocks")));
         let (indexer, stopping) = (target.clone(), stop.clone());
@@ -124,7 +132,19 @@ impl Appliance {
             config: config.clone(),
             turn: tokio::sync::Mutex::default(),
         };
-        let api = Api::new(
+        let life = Arc::new(Life {
+            wire: wire.clone(),
+            target: target.clone(),
+            jobs: jobs.clone(),
+            config: config.clone(),
+            state: lock(&config).state.clone(),
+            restart: Restart::default(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        let restart = life.restart.clone();
+        tasks.spawn(life.clone().tend_rotation(stop.clone()));
+        tasks.spawn(Consoles { wire: wire.clone() }.tend_grants(stop.clone()));
+        let mut api = Api::new(
             Arc::new(site),
             Arc::new(Peers { wire: wire.clone(), target: target.clone() }),
             Arc::new(Hosts { hosts: stores.hosts, jobs: jobs.clone() }),
@@ -133,6 +153,11 @@ impl Appliance {
             Arc::new(throttle),
             stop.clone(),
         );
+        api.console = Some(Arc::new(Consoles { wire: wire.clone() }));
+        api.life = Some(life);
+        api.audit = Some(stores.audit);
+        let remote = RemoteCalls::new(RemoteConsole::new(api.clone()), wire.clone(), tasks.clone(), stop.clone());
+        tasks.spawn(remote.serve(incoming, to_target));
         let path = socket.path().to_owned();
         if let Some(listener) = metrics {
             tasks.spawn(serve_metrics(api.clone(), listener));
@@ -141,7 +166,7 @@ impl Appliance {
         announce(&datastores, &jobs);
         tracing::info!(socket = %path.display(), peer_id = %wire.peer_id(), listeners = ?wire.listeners(), "ready");
         let _state = stores.state;
-        Ok(Self { config, wire, target, jobs, tasks, stop, wire_tasks, wire_stop, api, _state })
+        Ok(Self { config, wire, target, jobs, tasks, stop, wire_tasks, wire_stop, api, restart, _state })
     }
 
     /// One line for `systemctl status`.
@@ -180,6 +205,11 @@ impl Appliance {
             tracing::warn!(key, "changed in the configuration; takes effect when vbrd is restarted");
         }
         tracing::info!("configuration reloaded");
+    }
+
+    /// What tells that vbrd is to stop and start again.
+    pub fn restart(&self) -> Restart {
+        self.restart.clone()
     }
 
     /// Resolves when a part that everything needs has failed.
@@ -280,6 +310,7 @@ async fn blocking<T: Send + 'static>(
 /// Makes the directories that this vbrd needs, and takes the state directory.
 fn open_directories(config: &Config) -> Result<StateDir, Problem> {
     let state = StateDir::open(&config.state)?;
+    state_move::apply(&config.state)?;
     private_dir(&config.runtime, "the runtime directory")?;
     if let Some(parent) = config.socket.parent().filter(|parent| !parent.exists()) {
         private_dir(parent, "the directory of the socket")?;
@@ -332,8 +363,9 @@ fn open_stores(state: StateDir, config: &Config) -> Result<Stores, Problem> {
     let (anchors, blocks) = (Arc::new(anchors), Arc::new(blocks));
     let shared = Arc::new(SharedSets::new(state.join("shared")));
     let throttle = Arc::new(Rules::open(&state.join("throttle.json"), write_private)?);
+    let audit = Arc::new(AuditLog::open(&state.join("audit"))?);
     let hosts = Arc::new(hosts);
-    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts, throttle })
+    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts, throttle, audit })
 }
 
 fn database_problem(error: &crate::database::DatabaseError) -> Problem {

@@ -1,5 +1,6 @@
 //! One noun a file: a clap struct whose doc comments are the help, and one `run`.
 
+pub mod audit;
 pub mod cache;
 pub mod check;
 pub mod completion;
@@ -12,6 +13,7 @@ pub mod replica;
 pub mod repository;
 pub mod restore_point;
 pub mod session;
+pub mod state;
 pub mod status;
 pub mod throttle;
 pub mod vm;
@@ -37,6 +39,8 @@ pub async fn run(context: &Context, noun: Noun) -> Result<Exit, Failure> {
         Noun::RestorePoint(command) => command.run(context).await,
         Noun::Throttle(command) => command.run(context).await,
         Noun::Cache(command) => command.run(context).await,
+        Noun::State(command) => command.run(context).await,
+        Noun::Audit(command) => command.run(context).await,
         Noun::Check(command) => command.run(context).await,
         Noun::Config(command) => command.run(context).await,
         Noun::Completion(command) => command.run(context),
