@@ -186,13 +186,17 @@ fn who_ordered_what(world: &World) -> Result<()> {
     let join = local.iter().find(|entry| entry.path == "/v1/peers/join").context("no entry for the join")?;
     ensure!(join.caller.uid == Some(rustix::process::getuid().as_raw()), "{join:?}");
     ensure!(join.caller.pid.is_some() && join.details.is_empty(), "{join:?}");
-    let grant = local.iter().find(|entry| entry.path == "/v1/peers/dr/grant").context("no entry for the grant")?;
+    let grant =
+        local.iter().find(|entry| entry.path == "/v1/peers/dr/grant").context("no entry for the grant")?;
     ensure!(grant.details.get("manage") == Some(&Value::from(true)), "{grant:?}");
 
     // Handed on: the log at headquarters names the site.
     let at_hq = audit(&world.target)?;
     let sent = at_hq.iter().filter(|entry| entry.site.as_deref() == Some("branch"));
-    ensure!(sent.clone().any(|entry| entry.path == "/v1/jobs/web/run" && entry.outcome == "done"), "{at_hq:?}");
+    ensure!(
+        sent.clone().any(|entry| entry.path == "/v1/jobs/web/run" && entry.outcome == "done"),
+        "{at_hq:?}"
+    );
     ensure!(sent.clone().any(|entry| entry.outcome == "not_allowed"), "{at_hq:?}");
     ensure!(at_hq.iter().all(|entry| entry.method != "GET"), "questions are no orders: {at_hq:?}");
 
@@ -216,7 +220,10 @@ fn all_sites(world: &World) -> Result<()> {
     let both: Value = world.target.json(&["status", "--all-sites"])?;
     let sites = both["items"].as_array().context("no items")?;
     ensure!(both["schema"] == 1 && sites.len() == 2, "{both}");
-    ensure!(sites[0]["local"] == true && sites[1]["site"] == "branch" && sites[1]["reachable"] == true, "{both}");
+    ensure!(
+        sites[0]["local"] == true && sites[1]["site"] == "branch" && sites[1]["reachable"] == true,
+        "{both}"
+    );
     ensure!(sites[1]["status"]["site"] == "branch", "{both}");
     world.source.kill()?;
     let table = world.target.ctl(&["status", "--all-sites"])?;
@@ -342,7 +349,7 @@ fn a_rebuilt_branch_takes_over_its_replicas() -> Result<()> {
     let now = peer(dr, "branch")?;
     ensure!(now.peer_id == identity(branch)? && now.quota.bytes == Some(1 << 30), "{now:?}");
     let left = peer(dr, "branch-replaced")?;
-    ensure!(left.peer_id == old && left.grants.is_empty(), "{left:?}");
+    ensure!(left.peer_id == old && left.grants.is_empty() && left.revoked, "{left:?}");
     ensure!(left.last_error.as_deref().is_some_and(|why| why.contains("branch")), "{left:?}");
     dr.restart()?;
     world.wait_connected(Duration::from_secs(60))?;
@@ -397,7 +404,10 @@ fn a_state_makes_a_new_machine_the_old_site() -> Result<()> {
     ensure!(identity(branch)? == fresh && peers(branch)?.is_empty(), "a refused import changed something");
 
     branch.ok(&import)?;
-    ensure!(wait_identity(branch, |now| now != fresh)? == old, "another identity than the one that was exported");
+    ensure!(
+        wait_identity(branch, |now| now != fresh)? == old,
+        "another identity than the one that was exported"
+    );
     world.wait_connected(Duration::from_secs(60))?;
     let jobs: List<Job> = branch.json(&["job", "list"])?;
     ensure!(jobs.items.len() == 1 && jobs.items[0].spec.name == "web", "{jobs:?}");
@@ -409,7 +419,10 @@ fn a_state_makes_a_new_machine_the_old_site() -> Result<()> {
     let imports = entries.iter().filter(|entry| entry.path == "/v1/state/import");
     let outcomes: Vec<&str> = imports.clone().map(|entry| entry.outcome.as_str()).collect();
     ensure!(outcomes == ["not_allowed", "damaged", "newer", "invalid", "done"], "{outcomes:?}");
-    ensure!(imports.clone().all(|entry| !entry.details.contains_key("passphrase")), "a secret was written down");
+    ensure!(
+        imports.clone().all(|entry| !entry.details.contains_key("passphrase")),
+        "a secret was written down"
+    );
     ensure!(peers(dr)?.len() == 1, "{:?}", peers(dr)?);
     Ok(())
 }

@@ -87,6 +87,9 @@ pub struct Peer {
     pub domain: String,
     /// `replicate`, `manage`, `read`: what the peer may do here.
     pub grants: Vec<String>,
+    /// Refused: its pairing was ended here, or its place given to another.
+    #[serde(default)]
+    pub revoked: bool,
     /// What this site may do there, as the peer last said.
     #[serde(default)]
     pub granted: Vec<String>,

@@ -17,7 +17,8 @@ use crate::error::Problem;
 const MEDIA_TYPE: &str = "application/vnd.vbr.state";
 
 fn life(api: Api) -> Result<std::sync::Arc<dyn LifeOrders>, Problem> {
-    api.life.ok_or_else(|| Problem::new("internal", "the order", "this vbrd does not offer it", "report this"))
+    api.life
+        .ok_or_else(|| Problem::new("internal", "the order", "this vbrd does not offer it", "report this"))
 }
 
 /// How far a change of the key pair has got.

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use vbr_api::{
     CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobSpec, JoinRequest,
-    Peer, PinRequest, Plan, Removed, Replica, Repository, RepositoryReport, RestorePoint, Rotation, RunRequest,
-    Session, StateSummary, Status, Throttle, ThrottleSpec, Throttles, VerifyReport, Vm,
+    Peer, PinRequest, Plan, Removed, Replica, Repository, RepositoryReport, RestorePoint, Rotation,
+    RunRequest, Session, StateSummary, Status, Throttle, ThrottleSpec, Throttles, VerifyReport, Vm,
 };
 
 use super::reference::{PointRef, ReplicaRef};

@@ -78,8 +78,18 @@ const ALLOWED: &[(Method, &str)] = &[
 
 /// What a remote console may say of a job. A field that is not here may name files or commands.
 const JOB_FIELDS: &[&str] = &[
-    "name", "vm", "disks", "target", "keep", "keep_calendar", "free_space", "rate_bps", "schedule", "priority",
-    "retry", "enabled",
+    "name",
+    "vm",
+    "disks",
+    "target",
+    "keep",
+    "keep_calendar",
+    "free_space",
+    "rate_bps",
+    "schedule",
+    "priority",
+    "retry",
+    "enabled",
 ];
 
 /// A peer that gives an order, and whom it gives it for.
@@ -131,7 +141,8 @@ async fn collected(response: Response) -> RemoteAnswer {
         Ok(body) => RemoteAnswer { status, content_type, body: body.to_vec() },
         Err(error) => {
             let next = "ask for less at once, or ask at that site";
-            let problem = Problem::new("too_large", "the answer to a remote console", error.to_string(), next);
+            let problem =
+                Problem::new("too_large", "the answer to a remote console", error.to_string(), next);
             let body = ErrorResponse { schema: vbr_api::SCHEMA, error: problem.body() };
             let body = serde_json::to_vec(&body).unwrap_or_default();
             RemoteAnswer { status: 500, content_type: "application/json".into(), body }
@@ -149,7 +160,9 @@ pub(super) async fn admit(State(api): State<Api>, request: Request, next: Next) 
     let admitted = if request.extensions().get::<Remote>().is_some() {
         guard(&api, request).await
     } else if let Some(site) = addressee(request.headers()) {
-        return forward(&api, &site, request).await.unwrap_or_else(|problem| Failure(problem).into_response());
+        return forward(&api, &site, request)
+            .await
+            .unwrap_or_else(|problem| Failure(problem).into_response());
     } else {
         Ok(request)
     };
@@ -168,9 +181,14 @@ async fn guard(api: &Api, request: Request) -> Result<Request, Problem> {
         return Err(refused(&method, &route, "this is for consoles at the site itself, whatever it granted"));
     }
     if request.uri().query().is_some_and(|query| query.contains("force")) {
-        return Err(refused(&method, &route, "what retention keeps is removed by force at the site itself only"));
+        return Err(refused(
+            &method,
+            &route,
+            "what retention keeps is removed by force at the site itself only",
+        ));
     }
-    let names_disks = matches!((method.as_str(), route.as_str()), ("POST", "/v1/jobs") | ("PATCH", "/v1/jobs/{name}"));
+    let names_disks =
+        matches!((method.as_str(), route.as_str()), ("POST", "/v1/jobs") | ("PATCH", "/v1/jobs/{name}"));
     if !names_disks {
         return Ok(request);
     }
@@ -231,7 +249,11 @@ fn not_here(what: &str, why: String) -> Problem {
 
 async fn forward(api: &Api, site: &str, request: Request) -> Result<Response, Problem> {
     let Some(consoles) = api.console.clone() else {
-        return Err(Problem::not_allowed(format!("site {site}"), "this vbrd hands no orders on", "run vbrctl there"));
+        return Err(Problem::not_allowed(
+            format!("site {site}"),
+            "this vbrd hands no orders on",
+            "run vbrctl there",
+        ));
     };
     if !name_is_valid(site) {
         return Err(Problem::invalid(
@@ -301,7 +323,8 @@ mod tests {
     fn a_job_names_listed_disks_only() {
         let check = |text: &str| {
             let Ok(Value::Object(spec)) = serde_json::from_str(text) else { panic!("{text}") };
-            guard_job(&spec, || Ok(HashSet::from(["/srv/web.img".to_owned()]))).map_err(|problem| problem.code)
+            guard_job(&spec, || Ok(HashSet::from(["/srv/web.img".to_owned()])))
+                .map_err(|problem| problem.code)
         };
         assert_eq!(check(r#"{"name":"a","disks":[{"path":"/srv/web.img","format":"raw"}]}"#), Ok(()));
         assert_eq!(check(r#"{"name":"a","vm":"lab/web","keep":3}"#), Ok(()));

@@ -6,7 +6,9 @@ use axum::http::Method;
 use axum::routing::{MethodRouter, delete, get, patch, post};
 use utoipa::OpenApi;
 
-use super::{Api, audit, hosts, jobs, life, peers, points, replicas, reply, repositories, sessions, site, throttle};
+use super::{
+    Api, audit, hosts, jobs, life, peers, points, replicas, reply, repositories, sessions, site, throttle,
+};
 
 /// Method, path, handler. Tested: each is in the document and the other way round.
 pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {

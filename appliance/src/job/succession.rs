@@ -16,7 +16,11 @@ impl TargetService {
         if peer.former.is_empty() {
             return Ok(());
         }
-        for replica in self.owned_by(|id| peer.is_or_was(id)).into_iter().filter(|replica| replica.owner_peer_id() != peer.peer_id) {
+        for replica in self
+            .owned_by(|id| peer.is_or_was(id))
+            .into_iter()
+            .filter(|replica| replica.owner_peer_id() != peer.peer_id)
+        {
             replica.set_owner(&peer.peer_id)?;
             tracing::info!(site = replica.site(), replica = replica.name(), peer = %peer.name, "a replica followed its peer");
         }
@@ -34,7 +38,9 @@ impl TargetService {
         Err(Problem::conflict(
             format!("put peer {} in the place of peer {}", new.0, old.0),
             format!("each of them has a replica {name}"),
-            format!("remove the one that is not wanted, here the new one: vbrctl replica remove {site}/{name}"),
+            format!(
+                "remove the one that is not wanted, here the new one: vbrctl replica remove {site}/{name}"
+            ),
         ))
     }
 

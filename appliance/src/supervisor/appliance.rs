@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vbr_api::Moment;
@@ -40,7 +41,7 @@ use crate::repository::source::SourceRepository;
 use crate::schedule::resources::Bounds;
 use crate::telemetry::logs::LogHandle;
 use crate::throttle::Rules;
-use crate::wire::{TransportKind, Wire, WireConfig, write_private};
+use crate::wire::{Incoming, TransportKind, Wire, WireConfig, write_private};
 
 /// A running vbrd.
 pub struct Appliance {
@@ -76,8 +77,8 @@ impl Appliance {
     pub async fn start(config: Config) -> Result<Self, Problem> {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let (wire_tasks, wire_stop) = (TaskTracker::new(), CancellationToken::new());
-        let (version, site) = (env!("CARGO_PKG_VERSION"), &config.site);
-        tracing::info!(version, %site, state = %config.state.display(), "starting");
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!(version, site = %config.site, state = %config.state.display(), "starting");
         let opening = config.clone();
         let state = blocking("opening the state directory", move || open_directories(&opening)).await?;
         // Before anything is opened: two of them on one socket must not get any further.
@@ -99,8 +100,7 @@ impl Appliance {
             stop.clone(),
         );
         target.quotas().set_site(config.quota);
-        // One that waits: the wire's own queue is before it.
-        let (to_target, for_target) = tokio::sync::mpsc::channel(1);
+        let (to_target, for_target) = mpsc::channel(1);
         tasks.spawn(target.clone().serve(for_target));
         tasks.spawn(target.clone().tend_retention());
         tasks.spawn(target.clone().tend_indexes(stores.state.join("blocks")));
@@ -132,18 +132,7 @@ impl Appliance {
             config: config.clone(),
             turn: tokio::sync::Mutex::default(),
         };
-        let life = Arc::new(Life {
-            wire: wire.clone(),
-            target: target.clone(),
-            jobs: jobs.clone(),
-            config: config.clone(),
-            state: lock(&config).state.clone(),
-            restart: Restart::default(),
-            turn: tokio::sync::Mutex::default(),
-        });
-        let restart = life.restart.clone();
-        tasks.spawn(life.clone().tend_rotation(stop.clone()));
-        tasks.spawn(Consoles { wire: wire.clone() }.tend_grants(stop.clone()));
+        let life = Life::new(wire.clone(), target.clone(), jobs.clone(), config.clone());
         let mut api = Api::new(
             Arc::new(site),
             Arc::new(Peers { wire: wire.clone(), target: target.clone() }),
@@ -153,11 +142,8 @@ impl Appliance {
             Arc::new(throttle),
             stop.clone(),
         );
-        api.console = Some(Arc::new(Consoles { wire: wire.clone() }));
-        api.life = Some(life);
         api.audit = Some(stores.audit);
-        let remote = RemoteCalls::new(RemoteConsole::new(api.clone()), wire.clone(), tasks.clone(), stop.clone());
-        tasks.spawn(remote.serve(incoming, to_target));
+        let restart = join_sites(&mut api, life, (incoming, to_target), (&tasks, &stop));
         let path = socket.path().to_owned();
         if let Some(listener) = metrics {
             tasks.spawn(serve_metrics(api.clone(), listener));
@@ -231,6 +217,24 @@ impl Appliance {
         self.wire_tasks.close();
         self.wire_tasks.wait().await;
     }
+}
+
+/// What sites do for each other: orders of consoles, both ways, and changes of keys. Takes what the wire brings in, and
+/// hands on the rest: one place is enough, the wire's own queue is before it.
+fn join_sites(
+    api: &mut Api,
+    life: Arc<Life>,
+    (incoming, to_target): (mpsc::Receiver<Incoming>, mpsc::Sender<Incoming>),
+    (tasks, stop): (&TaskTracker, &CancellationToken),
+) -> Restart {
+    let (wire, restart) = (life.wire.clone(), life.restart.clone());
+    tasks.spawn(life.clone().tend_rotation(stop.clone()));
+    tasks.spawn(Consoles { wire: wire.clone() }.tend_grants(stop.clone()));
+    api.console = Some(Arc::new(Consoles { wire: wire.clone() }));
+    api.life = Some(life);
+    let remote = RemoteCalls::new(RemoteConsole::new(api.clone()), wire, tasks.clone(), stop.clone());
+    tasks.spawn(remote.serve(incoming, to_target));
+    restart
 }
 
 /// The port for metrics, if there is to be one.

@@ -43,7 +43,12 @@ impl ConsoleOrders for Consoles {
             let can = self.wire.can(&peer.peer_id, capability::SITES).await;
             if !can.map_err(|error| unreachable(site, &error))? {
                 let next = "update vbr at that site";
-                return Err(Problem::new("not_supported", format!("site {site}"), "its vbr takes no orders of other sites", next));
+                return Err(Problem::new(
+                    "not_supported",
+                    format!("site {site}"),
+                    "its vbr takes no orders of other sites",
+                    next,
+                ));
             }
             self.carry(site, &peer.peer_id, order).await
         })
@@ -102,7 +107,8 @@ impl Consoles {
             let asked = self.wire.request(&peer_id, Request::Site(SiteRequest::Granted));
             let answer = tokio::time::timeout(GRANTED_WITHIN, asked).await;
             let Ok(Ok(Response::Site(SiteResponse::Granted(granted)))) = answer else { return };
-            let granted: Vec<String> = granted.into_iter().take(8).map(|grant| grant.chars().take(32).collect()).collect();
+            let granted: Vec<String> =
+                granted.into_iter().take(8).map(|grant| grant.chars().take(32).collect()).collect();
             let wire = self.wire.clone();
             let noted = tokio::task::spawn_blocking(move || wire.note_granted(&peer_id, &granted)).await;
             if let Ok(Err(problem)) = noted {

@@ -66,6 +66,17 @@ pub struct Life {
 }
 
 impl Life {
+    /// Over these parts.
+    pub fn new(
+        wire: Wire,
+        target: Arc<TargetService>,
+        jobs: Arc<JobManager>,
+        config: Arc<Mutex<Config>>,
+    ) -> Arc<Self> {
+        let (state, turn) = (lock(&config).state.clone(), tokio::sync::Mutex::default());
+        Arc::new(Self { wire, target, jobs, config, state, restart: Restart::default(), turn })
+    }
+
     /// Tells every peer that does not know of the next key; once all do, vbrd restarts with it. Answers why the others
     /// were not told.
     async fn tell(&self) -> Result<Vec<RotationWait>, Problem> {
@@ -78,7 +89,10 @@ impl Life {
         let waiting: Vec<Option<RotationWait>> = told.buffer_unordered(TOLD_AT_ONCE).collect().await;
         let state = self.wire.rotation();
         if state.next.is_some() && state.untold.is_empty() {
-            tracing::info!(peers = state.told.len(), "every peer knows of the next key: vbrd restarts with it");
+            tracing::info!(
+                peers = state.told.len(),
+                "every peer knows of the next key: vbrd restarts with it"
+            );
             self.restart.order();
         }
         Ok(waiting.into_iter().flatten().collect())
@@ -92,7 +106,10 @@ impl Life {
             return Err("its vbr does not know how keys change: update it".into());
         }
         let answer = tokio::time::timeout(TOLD_WITHIN, self.wire.request(peer_id, request)).await;
-        match answer.map_err(|_| "it did not answer in time".to_owned())?.map_err(|error| error.to_string())? {
+        match answer
+            .map_err(|_| "it did not answer in time".to_owned())?
+            .map_err(|error| error.to_string())?
+        {
             Response::Site(SiteResponse::Rotated) => {}
             Response::Problem(problem) => return Err(problem.to_string()),
             _ => return Err("its answer was another one than the one to the question".into()),
@@ -157,7 +174,8 @@ impl LifeOrders for Life {
         Box::pin(async move {
             let identities = |name: &str| self.wire.identities(name);
             if let (Some(lost), Some(came)) = (identities(old), identities(new)) {
-                let (target, lost, came) = (self.target.clone(), (old.to_owned(), lost), (new.to_owned(), came));
+                let (target, lost, came) =
+                    (self.target.clone(), (old.to_owned(), lost), (new.to_owned(), came));
                 let checked = tokio::task::spawn_blocking(move || {
                     target.check_successor((&lost.0, &lost.1), (&came.0, &came.1))
                 });
@@ -191,7 +209,7 @@ impl LifeOrders for Life {
         if !replace && (peers > 0 || jobs > 0) {
             return Err(Problem::conflict(
                 "import a state into this site",
-                format!("it has {peers} peers and {jobs} jobs of its own"),
+                format!("it has peers ({peers}) or jobs ({jobs}) of its own"),
                 "import into a new site; or say --replace: what is here stays in before-import in the state directory",
             ));
         }

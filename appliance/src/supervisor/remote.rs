@@ -47,6 +47,8 @@ pub struct RemoteCalls {
 struct Waiting {
     answer: watch::Receiver<Option<Arc<Packed>>>,
     asked: Instant,
+    /// Its last part left. Kept while there is room: the link may have been lost under it.
+    fetched: bool,
 }
 
 /// An answer as it travels.
@@ -65,7 +67,11 @@ impl RemoteCalls {
     }
 
     /// Takes what comes in until the wire ends; what is not about sites goes to `others`.
-    pub async fn serve(self: Arc<Self>, mut incoming: mpsc::Receiver<Incoming>, others: mpsc::Sender<Incoming>) {
+    pub async fn serve(
+        self: Arc<Self>,
+        mut incoming: mpsc::Receiver<Incoming>,
+        others: mpsc::Sender<Incoming>,
+    ) {
         loop {
             let next = tokio::select! {
                 next = incoming.recv() => next,
@@ -86,7 +92,12 @@ impl RemoteCalls {
         }
     }
 
-    async fn answer(self: Arc<Self>, peer: PeerRecord, request: SiteRequest, reply: oneshot::Sender<Response>) {
+    async fn answer(
+        self: Arc<Self>,
+        peer: PeerRecord,
+        request: SiteRequest,
+        reply: oneshot::Sender<Response>,
+    ) {
         let answer = match request {
             SiteRequest::Granted => Ok(SiteResponse::Granted(peer.grants)),
             SiteRequest::Manage { call, order } => self.manage(peer, call, order).await,
@@ -95,7 +106,12 @@ impl RemoteCalls {
                 let wire = self.wire.clone();
                 let noted = tokio::task::spawn_blocking(move || wire.announced(&peer.peer_id, &notice)).await;
                 let stopped = |e: tokio::task::JoinError| {
-                    Err(Problem::new("internal", "take note of a peer's new identity", e.to_string(), "report this"))
+                    Err(Problem::new(
+                        "internal",
+                        "take note of a peer's new identity",
+                        e.to_string(),
+                        "report this",
+                    ))
                 };
                 noted.unwrap_or_else(stopped).map(|()| SiteResponse::Rotated)
             }
@@ -108,7 +124,12 @@ impl RemoteCalls {
     }
 
     /// Begins an order, unless it was begun before.
-    async fn manage(&self, peer: PeerRecord, call: Call, order: ManageOrder) -> Result<SiteResponse, Problem> {
+    async fn manage(
+        &self,
+        peer: PeerRecord,
+        call: Call,
+        order: ManageOrder,
+    ) -> Result<SiteResponse, Problem> {
         self.may_manage(&peer)?;
         let name = (peer.peer_id.clone(), call);
         let begun = {
@@ -118,12 +139,11 @@ impl RemoteCalls {
             if calls.contains_key(&name) {
                 None
             } else {
-                let of_peer = calls.keys().filter(|(id, _)| *id == peer.peer_id).count();
-                if calls.len() >= CALLS_MAX || of_peer >= CALLS_PER_PEER_MAX {
+                if !make_room(&mut calls, &peer.peer_id) {
                     return Err(busy("too many orders of remote consoles are under way"));
                 }
                 let (done, answer) = watch::channel(None);
-                calls.insert(name, Waiting { answer, asked: Instant::now() });
+                calls.insert(name, Waiting { answer, asked: Instant::now(), fetched: false });
                 Some(done)
             }
         };
@@ -189,7 +209,11 @@ impl RemoteCalls {
         };
         let from = (offset as usize).min(packed.bytes.len());
         let to = packed.bytes.len().min(from + PART_BYTES_MAX);
-        // Kept until it is forgotten: the link may be lost under the last part.
+        if to == packed.bytes.len()
+            && let Some(waiting) = self.calls().get_mut(&name)
+        {
+            waiting.fetched = true;
+        }
         Ok(SiteResponse::Part(ManagePart {
             status: packed.status,
             content_type: packed.content_type.clone(),
@@ -201,10 +225,30 @@ impl RemoteCalls {
     }
 }
 
+/// Room for one more order of a peer; answers that were fetched go for it, the one asked for longest ago first.
+fn make_room(calls: &mut HashMap<(String, Call), Waiting>, peer_id: &str) -> bool {
+    loop {
+        let of_peer = calls.keys().filter(|(id, _)| id == peer_id).count();
+        if calls.len() < CALLS_MAX && of_peer < CALLS_PER_PEER_MAX {
+            return true;
+        }
+        let own_only = of_peer >= CALLS_PER_PEER_MAX;
+        let fetched =
+            calls.iter().filter(|((id, _), waiting)| waiting.fetched && (!own_only || id == peer_id));
+        let Some(oldest) = fetched.min_by_key(|(_, waiting)| waiting.asked).map(|(name, _)| name.clone())
+        else {
+            return false;
+        };
+        calls.remove(&oldest);
+    }
+}
+
 fn pack(answer: RemoteAnswer, room: usize) -> Packed {
     let RemoteAnswer { status, content_type, body } = answer;
     match zstd::bulk::compress(&body, 3) {
-        Ok(bytes) if bytes.len() <= room => Packed { status, content_type, plain_bytes: body.len() as u32, bytes },
+        Ok(bytes) if bytes.len() <= room => {
+            Packed { status, content_type, plain_bytes: body.len() as u32, bytes }
+        }
         _ => {
             let problem = busy("the answers that wait for remote consoles fill their room");
             let body = vbr_api::ErrorResponse { schema: vbr_api::SCHEMA, error: problem.body() };
@@ -218,4 +262,50 @@ fn pack(answer: RemoteAnswer, room: usize) -> Packed {
 
 fn busy(why: &str) -> Problem {
     Problem::new("busy", "the order of a remote console", why, "try again a little later").retry()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(fetched: bool) -> Waiting {
+        Waiting { answer: watch::channel(None).1, asked: Instant::now(), fetched }
+    }
+
+    #[test]
+    fn orders_of_a_peer_are_bounded_and_fetched_answers_make_room() {
+        let mut calls = HashMap::new();
+        let name = |peer: &str, number: usize| (peer.to_owned(), [number as u8; 16]);
+        for number in 0..CALLS_PER_PEER_MAX {
+            assert!(make_room(&mut calls, "hq"));
+            calls.insert(name("hq", number), waiting(number == 3 || number == 5));
+        }
+        calls.insert(name("other", 0), waiting(true));
+        for gone in [3, 5] {
+            assert!(make_room(&mut calls, "hq") && !calls.contains_key(&name("hq", gone)));
+            calls.insert(name("hq", 100 + gone), waiting(false));
+        }
+        assert!(!make_room(&mut calls, "hq"), "what is under way stays");
+        assert!(make_room(&mut calls, "third") && calls.contains_key(&name("other", 0)));
+        for number in 0.. {
+            if calls.len() == CALLS_MAX {
+                break;
+            }
+            calls.insert(name(&format!("peer-{number}"), 0), waiting(false));
+        }
+        assert!(make_room(&mut calls, "new") && !calls.contains_key(&name("other", 0)));
+        calls.insert(name("new", 0), waiting(false));
+        assert!(!make_room(&mut calls, "newer"));
+    }
+
+    #[test]
+    fn an_answer_without_room_is_a_problem() {
+        let answer = || RemoteAnswer { status: 200, content_type: "a".into(), body: vec![7; 1000] };
+        let packed = pack(answer(), 1000);
+        assert_eq!((packed.status, packed.plain_bytes), (200, 1000));
+        let packed = pack(answer(), 1);
+        assert_eq!(packed.status, 503);
+        let body = zstd::bulk::decompress(&packed.bytes, packed.plain_bytes as usize).unwrap();
+        assert!(String::from_utf8(body).unwrap().contains("\"busy\""));
+    }
 }

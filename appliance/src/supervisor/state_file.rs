@@ -49,7 +49,11 @@ pub fn seal(contents: &Contents, passphrase: &str) -> Result<Vec<u8>, Problem> {
     let internal = |why: String| Problem::new("internal", "seal the state of the site", why, "report this");
     if passphrase.chars().count() < PASSPHRASE_CHARS_MIN {
         let why = format!("the passphrase has fewer than {PASSPHRASE_CHARS_MIN} characters");
-        return Err(Problem::invalid("seal the state of the site", why, "choose a longer one: the file holds the key of the site"));
+        return Err(Problem::invalid(
+            "seal the state of the site",
+            why,
+            "choose a longer one: the file holds the key of the site",
+        ));
     }
     let plain = serde_json::to_vec(contents).map_err(|error| internal(error.to_string()))?;
     if plain.len() > PLAIN_BYTES_MAX {
@@ -79,7 +83,11 @@ pub fn seal(contents: &Contents, passphrase: &str) -> Result<Vec<u8>, Problem> {
 pub fn open(file: &[u8], passphrase: &str) -> Result<Contents, Problem> {
     const WHAT: &str = "the state to import";
     if file.len() < HEADER_BYTES + CHECKSUM_BYTES || !file.starts_with(MAGIC) {
-        let why = if file.starts_with(MAGIC) { "it is cut off" } else { "it was not made by `vbrctl state export`" };
+        let why = if file.starts_with(MAGIC) {
+            "it is cut off"
+        } else {
+            "it was not made by `vbrctl state export`"
+        };
         return Err(Problem::invalid(WHAT, why, "name the file that `vbrctl state export` wrote"));
     }
     let number = |at: usize| u32::from_be_bytes([file[at], file[at + 1], file[at + 2], file[at + 3]]);
@@ -92,17 +100,27 @@ pub fn open(file: &[u8], passphrase: &str) -> Result<Contents, Problem> {
     let bounded = (8..=MEMORY_KIB_MAX).contains(&memory) && (1..=PASSES_MAX).contains(&passes);
     if blake3::hash(body).as_bytes() != checksum || version == 0 || !bounded {
         let next = "copy the file again from where it is kept";
-        return Err(Problem::new("damaged", WHAT, "its checksum does not match: it is cut off or damaged", next));
+        return Err(Problem::new(
+            "damaged",
+            WHAT,
+            "its checksum does not match: it is cut off or damaged",
+            next,
+        ));
     }
     let internal = |why: String| Problem::new("internal", WHAT, why, "report this");
     let (header, sealed) = body.split_at(HEADER_BYTES);
     let cipher = cipher(passphrase, &header[20..36], memory, passes).map_err(internal)?;
     let payload = Payload { msg: sealed, aad: header };
     let packed = cipher.decrypt(XNonce::from_slice(&header[36..]), payload).map_err(|_| {
-        Problem::not_allowed(WHAT, "the passphrase is another one", "give the passphrase that it was exported with")
+        Problem::not_allowed(
+            WHAT,
+            "the passphrase is another one",
+            "give the passphrase that it was exported with",
+        )
     })?;
     let unsound = |why: String| Problem::new("damaged", WHAT, why, "make another export");
-    let plain = zstd::bulk::decompress(&packed, PLAIN_BYTES_MAX).map_err(|error| unsound(error.to_string()))?;
+    let plain =
+        zstd::bulk::decompress(&packed, PLAIN_BYTES_MAX).map_err(|error| unsound(error.to_string()))?;
     serde_json::from_slice(&plain).map_err(|error| unsound(error.to_string()))
 }
 

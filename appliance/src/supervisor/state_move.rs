@@ -115,7 +115,9 @@ fn check(new: &Path, contents: &Contents) -> Result<StateSummary, Problem> {
     let jobs = check_definitions(&new.join("jobs")).map_err(within)?;
     let rules = Rules::open(&new.join("throttle.json"), write_private).map_err(within)?.all().len();
     let hosts = match fs::read(new.join("hosts.json")) {
-        Ok(text) => serde_json::from_slice::<HostsFile>(&text).map_err(|e| unsound(e.to_string()))?.hosts.len(),
+        Ok(text) => {
+            serde_json::from_slice::<HostsFile>(&text).map_err(|e| unsound(e.to_string()))?.hosts.len()
+        }
         Err(_) => 0,
     };
     Ok(StateSummary {

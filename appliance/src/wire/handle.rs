@@ -108,13 +108,12 @@ impl Wire {
     ) -> Result<(Wire, mpsc::Receiver<Incoming>), WireError> {
         let (key_file, peers, domains) =
             (config.key_file.clone(), config.peers_file.clone(), config.domains_file.clone());
-        let (key, book, rotation) =
-            blocking(move || {
-                let book = PeerBook::open(&peers, &domains)?;
-                let rotation = RotationFiles::open(&key_file, &book)?;
-                Ok((load_key(&key_file)?, book, rotation))
-            })
-            .await?;
+        let (key, book, rotation) = blocking(move || {
+            let book = PeerBook::open(&peers, &domains)?;
+            let rotation = RotationFiles::open(&key_file, &book)?;
+            Ok((load_key(&key_file)?, book, rotation))
+        })
+        .await?;
         let own = key.public().to_peer_id();
         let advertise = config.advertise.iter().map(|a| parse(a)).collect::<Result<_, _>>()?;
         let gate = Arc::new(Gate { book: Arc::new(book), invitations: Invitations::default() });

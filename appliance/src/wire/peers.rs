@@ -275,6 +275,7 @@ impl PeerBook {
             let (id, entry) = find(book, name)?;
             entry.revoked = true;
             entry.next = None;
+            entry.granted.clear();
             entry.grants.clear();
             Ok(id)
         })

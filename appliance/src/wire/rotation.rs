@@ -123,9 +123,10 @@ impl RotationFiles {
             remove(&next)?;
             return Ok(Self { key_file: key_file.to_owned(), change: Mutex::new(None) });
         };
-        let all_told = book.entries().iter().all(|(id, entry)| {
-            entry.revoked || change.record.told.contains(&id.to_string())
-        });
+        let all_told = book
+            .entries()
+            .iter()
+            .all(|(id, entry)| entry.revoked || change.record.told.contains(&id.to_string()));
         if !all_told {
             return Ok(Self { key_file: key_file.to_owned(), change: Mutex::new(Some(change)) });
         }
@@ -154,7 +155,8 @@ impl RotationFiles {
         let next = next_file(&self.key_file);
         write_private(&next, &bytes)
             .map_err(|error| Problem::io(format!("write the key {}", next.display()), &error))?;
-        let record = Record { version: 1, next: key.public().to_peer_id().to_string(), told: BTreeSet::new() };
+        let record =
+            Record { version: 1, next: key.public().to_peer_id().to_string(), told: BTreeSet::new() };
         self.store(&record)?;
         *change = Some(Change { record, key });
         Ok(())
@@ -204,11 +206,17 @@ fn notice(old: &Keypair, next: &Keypair) -> Result<RotationNotice, Problem> {
 /// The identity that a peer will have, if it proved both.
 fn check(peer: &PeerId, notice: &RotationNotice) -> Result<PeerId, Problem> {
     let refuse = |why: &str| {
-        Problem::not_allowed("take note of a peer's new identity", why, "update vbr at both sites to the same version")
+        Problem::not_allowed(
+            "take note of a peer's new identity",
+            why,
+            "update vbr at both sites to the same version",
+        )
     };
     // An ed25519 identity is its public key.
-    let old = PublicKey::try_decode_protobuf(peer.as_ref().digest()).map_err(|_| refuse("its key is of another kind"))?;
-    let next = PublicKey::try_decode_protobuf(&notice.next).map_err(|_| refuse("the new key does not parse"))?;
+    let old = PublicKey::try_decode_protobuf(peer.as_ref().digest())
+        .map_err(|_| refuse("its key is of another kind"))?;
+    let next =
+        PublicKey::try_decode_protobuf(&notice.next).map_err(|_| refuse("the new key does not parse"))?;
     let id = next.to_peer_id();
     // No other kind: what comes later must be able to do the same.
     if PublicKey::try_decode_protobuf(id.as_ref().digest()).is_err() {
@@ -277,9 +285,9 @@ impl Wire {
         self.order(Order::Cut { peer: gone }).await;
         tracing::info!(peer = old, by = new, "a peer was replaced");
         let entry = self.inner.gate.book.entry(old);
-        entry
-            .map(|(peer, entry)| self.describe(peer, &entry))
-            .ok_or_else(|| Problem::not_found(format!("peer {old}"), "list the peers with `vbrctl peer list`"))
+        entry.map(|(peer, entry)| self.describe(peer, &entry)).ok_or_else(|| {
+            Problem::not_found(format!("peer {old}"), "list the peers with `vbrctl peer list`")
+        })
     }
 
     /// Every identity that a peer has or had, revoked or not; none: there is no such peer.

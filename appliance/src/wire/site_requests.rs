@@ -112,8 +112,12 @@ mod tests {
         let call = [7; 16];
         let sevens = "07".repeat(16);
         golden(&Request::Site(SiteRequest::Granted), "0800");
-        let order =
-            ManageOrder { method: "GET".into(), path: "/v1".into(), body: vec![1, 2], user: Some("a".into()) };
+        let order = ManageOrder {
+            method: "GET".into(),
+            path: "/v1".into(),
+            body: vec![1, 2],
+            user: Some("a".into()),
+        };
         golden(
             &Request::Site(SiteRequest::Manage { call, order }),
             &format!("0801{sevens}03474554032f7631020102010161"),

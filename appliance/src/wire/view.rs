@@ -84,6 +84,7 @@ impl Wire {
             domain: entry.domain.clone(),
             grants: entry.grants.clone(),
             granted: entry.granted.clone(),
+            revoked: entry.revoked,
             quota: entry.quota,
             used: None,
             paired_at: entry.paired_at,

@@ -16,8 +16,10 @@ use crate::table::{Cell, Table, Tone};
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Show the newest orders, oldest first: when, by whom, what, and what came of it
-    #[command(after_help = "Example:\n  vbrctl audit log --since 24h\n  vbrctl audit log --lines 1000 -o jsonl\n\n\
-                            Orders of consoles at other sites (vbrctl --site) are in the logs of both sites.")]
+    #[command(
+        after_help = "Example:\n  vbrctl audit log --since 24h\n  vbrctl audit log --lines 1000 -o jsonl\n\n\
+                            Orders of consoles at other sites (vbrctl --site) are in the logs of both sites."
+    )]
     Log(LogArguments),
 }
 
@@ -48,18 +50,19 @@ fn since(text: &str) -> Result<Moment, String> {
 }
 
 fn table(entries: &[AuditEntry], view: &View) -> String {
-    let mut table = Table::new(view, &["TIME", "CALLER", "SITE", "ORDER", "DETAILS", "OUTCOME", ">+TOOK", "+PID"]);
+    let mut table =
+        Table::new(view, &["TIME", "CALLER", "SITE", "OUTCOME", "+PID", ">+TOOK", "ORDER", "DETAILS"]);
     for entry in entries {
         let tone = if entry.outcome == "done" { Tone::Plain } else { Tone::Watch };
         table.row(vec![
             human::moment(entry.at).into(),
             caller(entry).into(),
             entry.site.as_deref().unwrap_or("here").into(),
+            Cell::toned(entry.outcome.as_str(), tone),
+            entry.caller.pid.map(|pid| pid.to_string()).unwrap_or_default().into(),
+            format!("{} ms", entry.took_ms).into(),
             format!("{} {}", entry.method, entry.path).into(),
             details(entry).into(),
-            Cell::toned(entry.outcome.as_str(), tone),
-            format!("{} ms", entry.took_ms).into(),
-            entry.caller.pid.map(|pid| pid.to_string()).unwrap_or_default().into(),
         ]);
     }
     table.finish()

@@ -92,8 +92,10 @@ pub enum Command {
     ///
     /// The rebuilt site was paired anew, under another name. The key of the lost one is refused from then on, and the next
     /// run of a job of the same name goes on with its replica.
-    #[command(after_help = "Example:\n  vbrctl peer invite\n  on the rebuilt site: vbrctl peer join CODE\n  \
-                            vbrctl peer replace branch-7 --with branch-7-2 --yes")]
+    #[command(
+        after_help = "Example:\n  vbrctl peer invite\n  on the rebuilt site: vbrctl peer join CODE\n  \
+                            vbrctl peer replace branch-7 --with branch-7-2 --yes"
+    )]
     Replace {
         /// The peer that was lost
         name: String,
@@ -107,8 +109,10 @@ pub enum Command {
     ///
     /// Peers are told over their links, and those that are away when they come back. Then vbrd restarts by itself; running
     /// sessions go on from where they were.
-    #[command(after_help = "Example:\n  vbrctl peer rotate\n  vbrctl peer rotate --cancel\n\nExit status 8: it waits \
-                            for peers. `vbrctl peer remove` takes one that will not come back out of the way.")]
+    #[command(
+        after_help = "Example:\n  vbrctl peer rotate\n  vbrctl peer rotate --cancel\n\nExit status 8: it waits \
+                            for peers. `vbrctl peer remove` takes one that will not come back out of the way."
+    )]
     Rotate {
         /// Keep the old key pair after all, while peers are still waited for
         #[arg(long, conflicts_with = "show")]
@@ -186,7 +190,11 @@ async fn grant(context: &Context, name: &str, grants: &Grants) -> Result<Exit, F
     let path = format!("/v1/peers/{}/grant", encode(name));
     let document = context.client.post_json(&path, &request).await?;
     let peer: Peer = document.one()?;
-    let may = if peer.grants.iter().any(|grant| grant == "manage") { "may manage this site and fill" } else { "may fill" };
+    let may = if peer.grants.iter().any(|grant| grant == "manage") {
+        "may manage this site and fill"
+    } else {
+        "may fill"
+    };
     context.output.done(&document, &format!("peer {name} {may} {}", bounds(&peer)), json!({}))?;
     Ok(Exit::Done)
 }
@@ -319,7 +327,11 @@ fn filled(bytes: u64, points: u64) -> String {
 }
 
 fn link(peer: &Peer) -> Cell {
-    if peer.connected { Cell::toned("up", Tone::Good) } else { Cell::toned("down", Tone::Bad) }
+    match (peer.revoked, peer.connected) {
+        (true, _) => Cell::toned("refused", Tone::Watch),
+        (_, true) => Cell::toned("up", Tone::Good),
+        (_, false) => Cell::toned("down", Tone::Bad),
+    }
 }
 
 fn transport(peer: &Peer) -> String {

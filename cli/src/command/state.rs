@@ -30,8 +30,10 @@ pub enum Command {
     ///
     /// Whoever has the file and the passphrase can be this site. Make another export after `peer rotate`: peers refuse
     /// the old key.
-    #[command(after_help = "Example:\n  vbrctl state export /safe/branch-7.vbrstate --passphrase-file /safe/words\n\n\
-                            Not in it: caches, datastores, history, the audit log, the configuration file.")]
+    #[command(
+        after_help = "Example:\n  vbrctl state export /safe/branch-7.vbrstate --passphrase-file /safe/words\n\n\
+                            Not in it: caches, datastores, history, the audit log, the configuration file."
+    )]
     Export {
         /// The new file; mode 0600
         file: PathBuf,
@@ -45,7 +47,9 @@ pub enum Command {
     ///
     /// Its jobs go on with their replicas: only what changed crosses. The site that it was exported from must not run any
     /// more.
-    #[command(after_help = "Example:\n  vbrctl state import /safe/branch-7.vbrstate --passphrase-file /safe/words")]
+    #[command(
+        after_help = "Example:\n  vbrctl state import /safe/branch-7.vbrstate --passphrase-file /safe/words"
+    )]
     Import {
         /// The file
         file: PathBuf,
@@ -113,7 +117,12 @@ impl Passphrase {
     }
 }
 
-async fn export(context: &Context, file: &Path, passphrase: &Passphrase, force: bool) -> Result<Exit, Failure> {
+async fn export(
+    context: &Context,
+    file: &Path,
+    passphrase: &Passphrase,
+    force: bool,
+) -> Result<Exit, Failure> {
     let fail = |error: io::Error| Failure::io("Cannot write the state", file, &error);
     if !force && fs::symlink_metadata(file).is_ok() {
         return Err(fail(io::ErrorKind::AlreadyExists.into()));
@@ -133,7 +142,12 @@ async fn export(context: &Context, file: &Path, passphrase: &Passphrase, force: 
     Ok(Exit::Done)
 }
 
-async fn import(context: &Context, file: &Path, passphrase: &Passphrase, replace: bool) -> Result<Exit, Failure> {
+async fn import(
+    context: &Context,
+    file: &Path,
+    passphrase: &Passphrase,
+    replace: bool,
+) -> Result<Exit, Failure> {
     let fail = |error: io::Error| Failure::io("Cannot read the state", file, &error);
     let mut sealed = Vec::new();
     File::open(file).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut sealed)).map_err(fail)?;
@@ -182,7 +196,8 @@ fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        let word =
+            chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
         for place in 0..4 {
             let letter = LETTERS[(word >> (18 - 6 * place) & 63) as usize];
             out.push(if place <= chunk.len() { char::from(letter) } else { '=' });
@@ -198,7 +213,9 @@ mod tests {
 
     #[test]
     fn base64_as_in_the_rfc() {
-        for (plain, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+        for (plain, text) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
             assert_eq!(base64(plain.as_bytes()), text);
         }
         assert_eq!(base64(&[0xff, 0xfe, 0xfd, 0xfc]), "//79/A==");

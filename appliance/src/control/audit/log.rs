@@ -100,7 +100,8 @@ impl AuditLog {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 entries => entries.map_err(fail)?,
             };
-            let wanted = entries.into_iter().rev().filter(|entry| since.is_none_or(|since| entry.at >= since));
+            let wanted =
+                entries.into_iter().rev().filter(|entry| since.is_none_or(|since| entry.at >= since));
             found.extend(wanted.take(lines - found.len()));
             if found.len() == lines {
                 break;

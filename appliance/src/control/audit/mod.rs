@@ -31,10 +31,36 @@ use crate::error::Problem;
 
 /// Fields of bodies that are kept. No code, no passphrase, no key is ever among them.
 const KEPT: &[&str] = &[
-    "name", "domain", "valid_ms", "quota_bytes", "max_points", "manage", "driver", "directories", "target",
-    "vm", "disks", "keep", "keep_calendar", "free_space", "rate_bps", "schedule", "priority", "retry",
-    "enabled", "change", "drop_disks", "allow_live", "for_ms", "until", "peer", "network", "days", "hours",
-    "with", "replace",
+    "name",
+    "domain",
+    "valid_ms",
+    "quota_bytes",
+    "max_points",
+    "manage",
+    "driver",
+    "directories",
+    "target",
+    "vm",
+    "disks",
+    "keep",
+    "keep_calendar",
+    "free_space",
+    "rate_bps",
+    "schedule",
+    "priority",
+    "retry",
+    "enabled",
+    "change",
+    "drop_disks",
+    "allow_live",
+    "for_ms",
+    "until",
+    "peer",
+    "network",
+    "days",
+    "hours",
+    "with",
+    "replace",
 ];
 /// Of all details of an entry together.
 const DETAIL_BYTES_MAX: usize = 2048;
@@ -68,7 +94,9 @@ pub(super) async fn list(
     let lines = query.lines.unwrap_or(LINES);
     if lines == 0 || lines > LINES_MAX {
         let why = format!("{lines} entries were asked for; 1 to {LINES_MAX} may be");
-        return Err(Problem::invalid("the audit log", why, "ask for fewer, or for those --since a moment").into());
+        return Err(
+            Problem::invalid("the audit log", why, "ask for fewer, or for those --since a moment").into()
+        );
     }
     let Some(log) = api.audit else { return Ok(items(Vec::new())) };
     Ok(items(blocking(move || log.read(query.since, lines)).await?))
@@ -199,7 +227,8 @@ fn details(body: &Bytes) -> Map<String, Value> {
     let Ok(Value::Object(body)) = serde_json::from_slice(body) else { return Map::new() };
     let mut left = DETAIL_BYTES_MAX;
     let mut kept = Map::new();
-    for (key, value) in body.into_iter().filter(|(key, _)| KEPT.contains(&key.as_str())) {
+    let said = |(key, value): &(String, Value)| !value.is_null() && KEPT.contains(&key.as_str());
+    for (key, value) in body.into_iter().filter(said) {
         let bytes = value.to_string().len();
         let value = if bytes <= left { value } else { Value::from(format!("{bytes} bytes")) };
         left = left.saturating_sub(bytes);
@@ -214,7 +243,9 @@ mod tests {
 
     #[test]
     fn secrets_and_masses_are_left_out() {
-        let body = Bytes::from_static(br#"{"code":"vbr1secret","name":"dr","passphrase":"x","manage":true}"#);
+        let body = Bytes::from_static(
+            br#"{"code":"vbr1secret","name":"dr","passphrase":"x","manage":true,"keep":null}"#,
+        );
         let text = Value::Object(details(&body)).to_string();
         assert_eq!(text, r#"{"manage":true,"name":"dr"}"#);
         let long = format!(r#"{{"disks":"{}","name":"web"}}"#, "x".repeat(5000));

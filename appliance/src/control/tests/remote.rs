@@ -22,7 +22,10 @@ impl ConsoleOrders for Elsewhere {
                     404,
                     json!({"schema": 1, "error": {"code": "not_found", "what": "a", "why": "b", "next_step": "c", "retry": false}}),
                 ),
-                path => (200, json!({"schema": 1, "path": path, "method": order.method, "user": user, "body": order.body.len()})),
+                path => (
+                    200,
+                    json!({"schema": 1, "path": path, "method": order.method, "user": user, "body": order.body.len()}),
+                ),
             };
             let content_type = "application/json".to_owned();
             Ok(RemoteAnswer { status, content_type, body: body.to_string().into_bytes() })

@@ -49,16 +49,19 @@ fn follow(entry: &mut Entry, peer: PeerId) {
 /// True where somebody else holds an identity, or held it, or announced it.
 fn is_others(book: &Book, own: &str, peer: &PeerId) -> bool {
     let id = peer.to_string();
-    book.peers.values().filter(|entry| entry.name != own).any(|entry| {
-        entry.peer_id == id || entry.next.as_ref() == Some(&id) || entry.former.contains(&id)
-    })
+    book.peers
+        .values()
+        .filter(|entry| entry.name != own)
+        .any(|entry| entry.peer_id == id || entry.next.as_ref() == Some(&id) || entry.former.contains(&id))
 }
 
 impl PeerBook {
     /// Refuses an identity that was given up: whoever has that key is not the peer any more.
     pub(super) fn check_not_former(book: &Book, peer: &PeerId) -> Result<(), Problem> {
         let id = peer.to_string();
-        let Some(successor) = book.peers.values().find(|entry| entry.former.contains(&id)) else { return Ok(()) };
+        let Some(successor) = book.peers.values().find(|entry| entry.former.contains(&id)) else {
+            return Ok(());
+        };
         Err(Problem::not_allowed(
             "pair with this site",
             format!("its key was given up; peer {} has another one", successor.name),
@@ -80,7 +83,8 @@ impl PeerBook {
         self.change(|book| {
             let name = book.admitting(peer).map(|entry| entry.name.clone());
             let what = "take note of a peer's new identity";
-            let name = name.ok_or_else(|| Problem::not_allowed(what, "it is not paired with this site", ""))?;
+            let name =
+                name.ok_or_else(|| Problem::not_allowed(what, "it is not paired with this site", ""))?;
             if is_others(book, &name, next) {
                 return Err(Problem::conflict(
                     what,
@@ -112,7 +116,8 @@ impl PeerBook {
         }
         self.change(|book| {
             let id = peer.to_string();
-            let found = book.peers.iter().find(|(_, entry)| entry.next.as_ref() == Some(&id) && !entry.revoked);
+            let found =
+                book.peers.iter().find(|(_, entry)| entry.next.as_ref() == Some(&id) && !entry.revoked);
             let Some(old) = found.map(|(old, _)| *old) else { return Ok(None) };
             if let Some(mut entry) = book.peers.remove(&old) {
                 follow(&mut entry, *peer);
@@ -128,7 +133,11 @@ impl PeerBook {
         let what = || format!("put peer {new} in the place of peer {old}");
         self.change(|book| {
             if old == new {
-                return Err(Problem::invalid(what(), "they are the same peer", "name the peer that was paired anew"));
+                return Err(Problem::invalid(
+                    what(),
+                    "they are the same peer",
+                    "name the peer that was paired anew",
+                ));
             }
             let again = |entry: &Entry| {
                 entry.replaced_by.as_deref() == Some(old) && entry.successor_came_as.as_deref() == Some(new)
@@ -171,6 +180,7 @@ impl PeerBook {
                 name: away,
                 revoked: true,
                 grants: Vec::new(),
+                granted: Vec::new(),
                 former: Vec::new(),
                 next: None,
                 replaced_by: Some(old.to_owned()),

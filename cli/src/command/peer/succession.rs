@@ -32,7 +32,11 @@ pub async fn rotate(context: &Context, cancel: bool, show: bool) -> Result<Exit,
     for wait in rotation.waiting.iter().filter(|_| !context.output.format.is_json()) {
         context.output.note(&format!("{}: {}", wait.peer, wait.why));
     }
-    Ok(if rotation.next_peer_id.is_some() && !rotation.waiting.is_empty() { Exit::Pending } else { Exit::Done })
+    Ok(if rotation.next_peer_id.is_some() && !rotation.waiting.is_empty() {
+        Exit::Pending
+    } else {
+        Exit::Done
+    })
 }
 
 fn said(rotation: &Rotation) -> String {
@@ -40,7 +44,9 @@ fn said(rotation: &Rotation) -> String {
     match &rotation.next_peer_id {
         None => format!("{} is the identity of this site, and no change is under way", rotation.peer_id),
         Some(next) if told == all => format!("every peer knows {next}; vbrd restarts with it by itself"),
-        Some(next) => format!("{told} of {all} peers know {next}; it comes into use by itself once the others do, too"),
+        Some(next) => {
+            format!("{told} of {all} peers know {next}; it comes into use by itself once the others do, too")
+        }
     }
 }
 

@@ -50,7 +50,8 @@ pub async fn run(context: &Context) -> Result<Exit, Failure> {
         asked.spawn(async move { ask(&client, site).await });
     }
     let name = local.site.clone();
-    let mut sites = vec![SiteStatus { site: name, local: true, reachable: true, status: Some(local), error: None }];
+    let mut sites =
+        vec![SiteStatus { site: name, local: true, reachable: true, status: Some(local), error: None }];
     let mut others = Vec::new();
     while let Some(answer) = asked.join_next().await {
         others.extend(answer.ok());
@@ -60,7 +61,9 @@ pub async fn run(context: &Context) -> Result<Exit, Failure> {
     show(context, &sites)?;
     let all = sites.iter().all(|site| site.reachable);
     if sites.len() == 1 && !context.output.format.is_json() {
-        context.output.note("no peer lets this site manage it; at a peer: vbrctl peer grant THIS-SITE --manage");
+        context
+            .output
+            .note("no peer lets this site manage it; at a peer: vbrctl peer grant THIS-SITE --manage");
     }
     Ok(if all { Exit::Done } else { Exit::Incomplete })
 }
@@ -73,7 +76,9 @@ async fn ask(client: &Client, site: String) -> SiteStatus {
     let answer = client.get_patiently("/v1/status", Patience::AtMost(WITHIN)).await;
     match answer.and_then(|document| document.one::<Status>()) {
         Ok(status) => SiteStatus { site, local: false, reachable: true, status: Some(status), error: None },
-        Err(failure) => SiteStatus { site, local: false, reachable: false, status: None, error: Some(failure.body) },
+        Err(failure) => {
+            SiteStatus { site, local: false, reachable: false, status: None, error: Some(failure.body) }
+        }
     }
 }
 
@@ -83,15 +88,28 @@ fn show(context: &Context, sites: &[SiteStatus]) -> Result<(), Failure> {
         Failure::new(Exit::Failed, "internal", "Cannot show the sites", error.to_string(), "report this")
     };
     match output.format {
-        Format::Json => output.json_object(&serde_json::to_string(&List::new(sites.iter().collect())).map_err(odd)?),
-        Format::Jsonl => sites.iter().try_for_each(|site| output.json_object(&serde_json::to_string(site).map_err(odd)?)),
+        Format::Json => {
+            output.json_object(&serde_json::to_string(&List::new(sites.iter().collect())).map_err(odd)?)
+        }
+        Format::Jsonl => {
+            sites.iter().try_for_each(|site| output.json_object(&serde_json::to_string(site).map_err(odd)?))
+        }
         Format::Table | Format::Wide => output.emit(&table(sites, &output.view())),
     }
 }
 
 fn table(sites: &[SiteStatus], view: &View) -> String {
-    let columns =
-        ["SITE", "STATE", ">PEERS UP", ">SESSIONS", ">JOBS", "WORST RPO LAG", ">WARNINGS", "+VERSION", "+WHY"];
+    let columns = [
+        "SITE",
+        "STATE",
+        ">PEERS UP",
+        ">SESSIONS",
+        ">JOBS",
+        "WORST RPO LAG",
+        ">WARNINGS",
+        "+VERSION",
+        "+WHY",
+    ];
     let mut table = Table::new(view, &columns);
     for site in sites {
         let name = if site.local { format!("{} (here)", site.site) } else { site.site.clone() };
