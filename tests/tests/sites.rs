@@ -252,11 +252,9 @@ fn keys_change_through_crashes() -> Result<()> {
 
     // The peer is away: it waits, and a crash of the branch changes nothing.
     dr.kill()?;
-    let mut waits: Option<Rotation> = None;
     let output = branch.ctl(&["peer", "rotate", "-o", "json"])?;
     ensure!(output.status.code() == Some(8), "{output:?}");
-    waits.replace(serde_json::from_slice(&output.stdout)?);
-    let begun = waits.context("no answer")?;
+    let begun: Rotation = serde_json::from_slice(&output.stdout)?;
     let next = begun.next_peer_id.clone().context("no next key")?;
     ensure!(begun.peer_id == old && begun.waiting.len() == 1 && begun.waiting[0].peer == "dr", "{begun:?}");
     branch.restart()?;
