@@ -155,7 +155,7 @@ fn a_console_at_headquarters_runs_a_branch() -> Result<()> {
     }
     hq.ok(&["peer", "grant", "branch", "--manage"])?;
     branch.ok(&["--site", "dr", "restore-point", "verify", "web@latest"])?;
-    branch.fails(&["--site", "dr", "restore-point", "export", "web@latest", &out], 4)?;
+    branch.fails(&["--site", "dr", "restore-point", "export", "web@latest", "--disk", "0", &out], 4)?;
     branch.fails(&["--site", "dr", "replica", "remove", "web", "--yes"], 4)?;
     hq.ok(&["peer", "grant", "branch", "--no-manage"])?;
     ensure!(!Path::new(&out).exists(), "a file was written for an order that was refused");
