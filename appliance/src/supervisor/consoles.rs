@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Largest answer, as `control` bounds it.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How often peers are asked what they grant.
-const GRANTS_EVERY: Duration = Duration::from_secs(60);
+const GRANTS_EVERY: Duration = Duration::from_secs(15);
 /// Peers that are asked at once.
 const ASKED_MAX: usize = 32;
 /// Each of them answers within this.
