@@ -198,7 +198,10 @@ fn who_ordered_what(world: &World) -> Result<()> {
         "{at_hq:?}"
     );
     ensure!(sent.clone().any(|entry| entry.outcome == "not_allowed"), "{at_hq:?}");
-    ensure!(at_hq.iter().all(|entry| entry.method != "GET"), "questions are no orders: {at_hq:?}");
+    // An export is a question by its method, and yet data leaves.
+    let is_order =
+        |entry: &AuditEntry| entry.method != "GET" || entry.path.starts_with("/v1/restore-points/export");
+    ensure!(at_hq.iter().all(is_order), "questions are no orders: {at_hq:?}");
 
     // Durable, numbered without a gap, over a restart without goodbye.
     world.source.restart()?;
