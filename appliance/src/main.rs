@@ -125,7 +125,8 @@ fn serve(config: Config, overrides: &Overrides) -> ExitCode {
     // Whatever still blocks was told to stop and has nothing acknowledged that is not durable.
     runtime.shutdown_background();
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(End::Stopped) => ExitCode::SUCCESS,
+        Ok(End::Restart) => start_again(),
         Err(problem) => {
             tracing::error!(code = problem.code, next_step = problem.next_step, "{problem}");
             ExitCode::FAILURE
@@ -133,8 +134,31 @@ fn serve(config: Config, overrides: &Overrides) -> ExitCode {
     }
 }
 
+/// How vbrd ended.
+enum End {
+    Stopped,
+    /// With another key or state, which only a start takes into use.
+    Restart,
+}
+
+/// The same program with the same words in the place of this one: nothing is left of what it held, and whoever
+/// supervises vbrd sees the process that it started.
+fn start_again() -> ExitCode {
+    use std::os::unix::process::CommandExt;
+    let program = std::env::current_exe().ok().filter(|path| path.exists());
+    let program = program.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+    let mut words = std::env::args_os();
+    let mut command = std::process::Command::new(program);
+    if let Some(name) = words.next() {
+        command.arg0(name);
+    }
+    let error = command.args(words).exec();
+    tracing::error!(%error, "vbrd could not start again by itself: start it (systemctl start vbrd)");
+    ExitCode::FAILURE
+}
+
 /// From start to stop: the event loop that feeds the watchdog and hears signals.
-async fn run(config: Config, overrides: &Overrides, log: &LogHandle) -> Result<(), Problem> {
+async fn run(config: Config, overrides: &Overrides, log: &LogHandle) -> Result<End, Problem> {
     let listen = |kind| signal(kind).map_err(|e| Problem::io("listening for signals", &e));
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
@@ -148,16 +172,19 @@ async fn run(config: Config, overrides: &Overrides, log: &LogHandle) -> Result<(
                 started = &mut starting => break started?,
                 // Re-indexing a large cache takes a while; it is no hang.
                 () = service.beat() => {}
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok(End::Stopped),
+                _ = interrupt.recv() => return Ok(End::Stopped),
             }
         }
     };
     service.ready(&appliance.status_line());
+    let restart = appliance.restart();
+    let mut restart = std::pin::pin!(restart.wanted());
     let result = loop {
         tokio::select! {
-            _ = terminate.recv() => break Ok(()),
-            _ = interrupt.recv() => break Ok(()),
+            _ = terminate.recv() => break Ok(End::Stopped),
+            _ = interrupt.recv() => break Ok(End::Stopped),
+            () = &mut restart => break Ok(End::Restart),
             _ = hangup.recv() => {
                 service.reloading();
                 appliance.reload(overrides, log);
@@ -167,7 +194,11 @@ async fn run(config: Config, overrides: &Overrides, log: &LogHandle) -> Result<(
             problem = appliance.failed() => break Err(problem),
         }
     };
-    service.stopping();
+    match result {
+        // Nobody is to take the pause for an end.
+        Ok(End::Restart) => service.reloading(),
+        _ => service.stopping(),
+    }
     tracing::info!("draining");
     if tokio::time::timeout(DRAIN_TIMEOUT - EXIT_MARGIN, appliance.stop()).await.is_err() {
         tracing::warn!("something did not stop in time; sessions go on from their last durable cursor");

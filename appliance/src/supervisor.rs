@@ -1,20 +1,27 @@
 //! Starts, joins and stops the parts of vbrd.
 //!
-//! `appliance` is the composition root, `orders`, `housekeeping`, `replicas`, `site` and `throttle` carry out what the management API asks,
-//! `scrubbing` and `verifying` are its own background workers,
-//! `state_dir` locks the state directory, `service` speaks to systemd.
+//! `appliance` is the composition root, `orders`, `housekeeping`, `replicas`, `site`, `throttle` and `life` carry out what
+//! the management API asks, `consoles` and `remote` what consoles at other sites do, `scrubbing` and `verifying` are its own
+//! background workers, `state_dir` locks the state directory, `state_file` and `state_move` let it leave and come back,
+//! `service` speaks to systemd.
 
 pub mod appliance;
+mod consoles;
 mod housekeeping;
+mod life;
 mod metrics;
 mod orders;
+mod remote;
 mod replicas;
 mod scrubbing;
 pub mod service;
 mod site;
 pub mod state_dir;
+mod state_file;
+mod state_move;
 mod throttle;
 mod verifying;
 
 pub use appliance::Appliance;
+pub use life::Restart;
 pub use service::Service;

@@ -31,6 +31,10 @@ pub struct Arguments {
     )]
     pub socket: PathBuf,
 
+    /// Have this peer carry out the command, over the link of the local vbrd; the peer must have granted `manage`
+    #[arg(long, global = true, value_name = "PEER", help_heading = "Everywhere")]
+    pub site: Option<String>,
+
     /// Form of the result; jsonl is one object a line. Errors and progress always go to stderr
     #[arg(
         short,
@@ -90,6 +94,10 @@ pub enum Noun {
     Notify(command::notify::Command),
     #[command(subcommand)]
     Cache(command::cache::Command),
+    #[command(subcommand)]
+    State(command::state::Command),
+    #[command(subcommand)]
+    Audit(command::audit::Command),
     Check(command::check::Command),
     #[command(subcommand)]
     Config(command::config::Command),
@@ -140,6 +148,7 @@ mod tests {
             &["vbrctl", "--socket", "/s", "-o", "json", "job", "list"][..],
             &["vbrctl", "job", "list", "--socket", "/s", "-ojson"],
             &["vbrctl", "job", "--output=json", "list", "--socket=/s"],
+            &["vbrctl", "job", "list", "--socket=/s", "--site", "branch-7", "-o", "json"],
         ] {
             let arguments = Arguments::try_parse_from(words).unwrap();
             assert_eq!(arguments.socket, PathBuf::from("/s"));
@@ -151,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_is_not_offered_yet_is_refused() {
-        for more in [&["--priority", "urgent"][..], &["--quiesce"], &["--site", "x"]] {
+        for more in [&["--priority", "urgent"][..], &["--quiesce"], &["--site"]] {
             let mut words = vec!["vbrctl", "job", "create", "web", "--disk", "/a", "--target", "dr"];
             assert!(Arguments::try_parse_from(&words).is_ok());
             words.extend(more);

@@ -27,9 +27,15 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Time for an order that needs no disk and no link.
 const QUICK: Duration = Duration::from_secs(120);
 
-/// Where vbrd listens.
+/// Names the peer that is to carry out an order.
+const SITE_HEADER: &str = "vbr-site";
+
+/// Where vbrd listens, and whom orders are for.
+#[derive(Clone)]
 pub struct Client {
     socket: PathBuf,
+    /// None: the vbrd at the socket itself.
+    site: Option<String>,
 }
 
 /// How long an answer may take.
@@ -56,7 +62,17 @@ pub struct Stream {
 
 impl Client {
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self { socket, site: None }
+    }
+
+    /// The same for a peer of that vbrd.
+    pub fn at(&self, site: Option<String>) -> Self {
+        Self { socket: self.socket.clone(), site }
+    }
+
+    /// The peer that carries out orders; none: the vbrd at the socket.
+    pub fn site(&self) -> Option<&str> {
+        self.site.as_deref()
     }
 
     pub async fn get(&self, path: &str) -> Result<Document, Failure> {
@@ -83,6 +99,17 @@ impl Client {
     pub async fn patch_json(&self, path: &str, body: &impl Serialize) -> Result<Document, Failure> {
         let body = serde_json::to_string(body).map_err(|error| nonsense(path, &error.to_string()))?;
         self.order(Method::PATCH, path, Some(body), Patience::Quick).await
+    }
+
+    /// An order whose answer is binary, and short.
+    pub async fn post_for_bytes(&self, path: &str, body: &impl Serialize) -> Result<Vec<u8>, Failure> {
+        let body = serde_json::to_string(body).map_err(|error| nonsense(path, &error.to_string()))?;
+        let (response, _driver) = self.send(Method::POST, path, Some(body)).await?;
+        if !response.status().is_success() {
+            return Err(refusal(&self.collect(response).await?, path));
+        }
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        Ok(body.map_err(|error| self.lost(error.as_ref()))?.to_bytes().to_vec())
     }
 
     /// Opens a binary stream; an error answer becomes a failure.
@@ -152,6 +179,9 @@ impl Client {
             .uri(path)
             .header(HOST, "vbrd")
             .header(USER_AGENT, concat!("vbrctl/", env!("CARGO_PKG_VERSION")));
+        if let Some(site) = &self.site {
+            request = request.header(SITE_HEADER, site);
+        }
         if body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }

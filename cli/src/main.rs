@@ -15,6 +15,7 @@ mod failure;
 mod human;
 mod json;
 mod output;
+mod passphrase;
 mod progress;
 mod reconnect;
 mod show;
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let output = Output::new(arguments.output);
-    let client = Client::new(arguments.socket);
+    let client = Client::new(arguments.socket).at(arguments.site);
     let context = Context::new(client, output, arguments.no_input, arguments.patience);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         }
     };
     let end = runtime.block_on(run(&context, arguments.noun));
+    passphrase::restore_terminal();
     // A thread that still waits for an answer on the terminal must not hold us.
     runtime.shutdown_background();
     match end {

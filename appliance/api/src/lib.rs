@@ -4,15 +4,19 @@
 //! in bytes, durations in milliseconds, moments RFC 3339 in UTC.
 #![allow(missing_docs)]
 
+mod audit;
 mod housekeeping;
 mod job;
+mod life;
 mod session;
 mod site;
 mod storage;
 mod throttle;
 
+pub use audit::*;
 pub use housekeeping::*;
 pub use job::*;
+pub use life::*;
 pub use session::*;
 pub use site::*;
 pub use storage::*;

@@ -87,6 +87,12 @@ pub struct Peer {
     pub domain: String,
     /// `replicate`, `manage`, `read`: what the peer may do here.
     pub grants: Vec<String>,
+    /// Refused: its pairing was ended here, or its place given to another.
+    #[serde(default)]
+    pub revoked: bool,
+    /// What this site may do there, as the peer last said.
+    #[serde(default)]
+    pub granted: Vec<String>,
     /// What it may fill here: its own bounds, else the site's.
     #[serde(default)]
     pub quota: PeerQuota,
@@ -126,6 +132,8 @@ pub struct PeerUse {
 pub struct GrantRequest {
     pub quota_bytes: Option<u64>,
     pub max_points: Option<u32>,
+    /// Whether a console there may give orders here.
+    pub manage: Option<bool>,
 }
 
 /// `POST /v1/peers/invite`

@@ -3,26 +3,31 @@
 //! ```text
 //! socket   the unix socket: permissions, stale files, who is at the other end
 //! routes   the one table of routes, and the OpenAPI document that describes each of them
-//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle, housekeeping   the handlers, one noun a file
+//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle, housekeeping, life   the handlers, one noun a file
+//! remote   orders for other sites, and orders of peers: what a remote console may do
+//! audit    every order that changes something, with its caller and its outcome
 //! orders   what the rest of vbrd must be able to do, as traits: the handlers know nothing else
 //! export   the stream that carries a restore point's disk to the console
 //! ```
 //!
-//! Owns no state besides the socket: an order is carried out by whoever owns the thing. Not its job:
+//! Owns no state besides the socket and the audit log: an order is carried out by whoever owns the thing. Not its job:
 //! deciding whether an order makes sense (jobs, repository and wire do), progress bars, file paths
 //! of the caller. Everything an order may block on runs on blocking threads.
 //!
 //! Bounds: [`CONNECTIONS_MAX`] connections, request bodies of [`BODY_BYTES_MAX`], [`HEAVY_ORDERS_MAX`]
 //! verifications and exports at once (more wait), long polls of [`WAIT_MAX`].
 
+mod audit;
 mod export;
 mod hosts;
 mod housekeeping;
 mod jobs;
+mod life;
 pub mod orders;
 mod peers;
 mod points;
 mod reference;
+mod remote;
 mod replicas;
 mod reply;
 mod repositories;
@@ -37,14 +42,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub use audit::AuditLog;
 pub use orders::{
-    Answer, Export, ExportSink, HostOrders, HousekeepingOrders, JobOrders, PeerOrders, ReplicaOrders,
-    SiteOrders, ThrottleOrders,
+    Answer, ConsoleOrders, Export, ExportSink, HostOrders, HousekeepingOrders, JobOrders, LifeOrders,
+    PeerOrders, RemoteAnswer, RemoteOrder, ReplicaOrders, SiteOrders, ThrottleOrders,
 };
 pub use reference::{PointRef, ReplicaRef};
+pub use remote::{Remote, RemoteConsole};
 pub use routes::openapi;
 pub use socket::{ControlSocket, SocketError};
 
@@ -54,6 +62,8 @@ use crate::error::Problem;
 pub const CONNECTIONS_MAX: usize = 128;
 /// Largest request body.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
+/// Largest body that carries the state of a site.
+pub const STATE_BYTES_MAX: usize = 24 * 1024 * 1024;
 /// Verifications and exports that run at once; more wait.
 pub const HEAVY_ORDERS_MAX: usize = 4;
 /// Longest `wait_ms` of a long poll.
@@ -87,6 +97,12 @@ pub struct Api {
     pub throttle: Arc<dyn ThrottleOrders>,
     /// Background workers.
     pub housekeeping: Arc<dyn HousekeepingOrders>,
+    /// Hands orders on to other sites; none: there are no other sites.
+    pub console: Option<Arc<dyn ConsoleOrders>>,
+    /// Keys, replacement and state of the site; none: not offered.
+    pub life: Option<Arc<dyn LifeOrders>>,
+    /// Where orders are entered; none: nowhere.
+    pub audit: Option<Arc<AuditLog>>,
     shutdown: CancellationToken,
     heavy: Arc<Semaphore>,
 }
@@ -96,13 +112,28 @@ impl Api {
     pub fn new(orders: Orders, shutdown: CancellationToken) -> Self {
         let heavy = Arc::new(Semaphore::new(HEAVY_ORDERS_MAX));
         let Orders { site, peers, hosts, jobs, replicas, throttle, housekeeping } = orders;
-        Self { site, peers, hosts, jobs, replicas, throttle, housekeeping, shutdown, heavy }
+        let (console, life, audit) = (None, None, None);
+        Self {
+            site,
+            peers,
+            hosts,
+            jobs,
+            replicas,
+            throttle,
+            housekeeping,
+            console,
+            life,
+            audit,
+            shutdown,
+            heavy,
+        }
     }
 
     /// The router with all routes and bounds.
     pub fn router(self) -> axum::Router {
         routes::router()
-            .layer(axum::middleware::from_fn(reply::log_order))
+            .layer(from_fn_with_state(self.clone(), remote::admit))
+            .layer(from_fn_with_state(self.clone(), audit::record))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self)
     }

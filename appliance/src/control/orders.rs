@@ -12,8 +12,8 @@ use std::time::Duration;
 use vbr_api::{
     CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobLogEntry,
     JobLogQuery, JobSpec, JoinRequest, NotifyHook, Peer, PinRequest, Plan, Removed, Replica, Repository,
-    RepositoryReport, RestorePoint, RunRequest, Session, Status, Task, Throttle, ThrottleSpec, Throttles,
-    VerifyReport, Vm,
+    RepositoryReport, RestorePoint, Rotation, RunRequest, Session, StateSummary, Status, Task, Throttle,
+    ThrottleSpec, Throttles, VerifyReport, Vm,
 };
 
 use super::reference::{PointRef, ReplicaRef};
@@ -53,6 +53,52 @@ pub trait PeerOrders: Send + Sync {
     fn revoke<'a>(&'a self, name: &'a str) -> Answer<'a, Peer>;
     /// Forgets the peer.
     fn remove<'a>(&'a self, name: &'a str) -> Answer<'a, ()>;
+}
+
+/// An order for another site, or of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteOrder {
+    /// As in HTTP.
+    pub method: String,
+    /// With its query.
+    pub path: String,
+    /// JSON, or nothing.
+    pub body: Vec<u8>,
+    /// Who gave it at the site that it comes from, as that site says.
+    pub user: Option<String>,
+}
+
+/// The answer to a [`RemoteOrder`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteAnswer {
+    /// As in HTTP.
+    pub status: u16,
+    /// Of the body.
+    pub content_type: String,
+    /// Whole.
+    pub body: Vec<u8>,
+}
+
+/// Other sites.
+pub trait ConsoleOrders: Send + Sync {
+    /// Has a peer carry out an order. What the peer refuses is an answer; a problem is one of the way there.
+    fn forward<'a>(&'a self, site: &'a str, order: RemoteOrder) -> Answer<'a, RemoteAnswer>;
+}
+
+/// The life of the site: its key, its successors, its state.
+pub trait LifeOrders: Send + Sync {
+    /// How far a change of the key pair has got.
+    fn rotation(&self) -> Result<Rotation, Problem>;
+    /// Begins one, or goes on with it.
+    fn rotate(&self) -> Answer<'_, Rotation>;
+    /// Gives it up, while the old key is in use.
+    fn cancel_rotation(&self) -> Result<Rotation, Problem>;
+    /// One peer takes the place of another.
+    fn replace<'a>(&'a self, old: &'a str, new: &'a str) -> Answer<'a, Peer>;
+    /// Keys, peers, jobs, hosts and rules, sealed under a passphrase.
+    fn export_state(&self, passphrase: &str) -> Result<Vec<u8>, Problem>;
+    /// Takes them over; acts after the restart that follows by itself.
+    fn import_state(&self, passphrase: &str, state: &[u8], replace: bool) -> Result<StateSummary, Problem>;
 }
 
 /// Hosts.

@@ -1,18 +1,14 @@
 //! From [`Problem`] to an HTTP answer, and from an HTTP request to checked values.
 
-use std::time::Instant;
-
 use axum::body::Bytes;
-use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vbr_api::{ErrorResponse, List, One, SCHEMA};
 
-use super::socket::Caller;
 use crate::error::Problem;
 
 /// What a handler answers.
@@ -20,6 +16,10 @@ pub(super) type Reply<T> = Result<T, Failure>;
 
 /// A [`Problem`] as an answer.
 pub(super) struct Failure(pub Problem);
+
+/// The code of the problem that a response tells, for whoever looks at the response alone.
+#[derive(Clone)]
+pub(super) struct ProblemCode(pub String);
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
@@ -30,7 +30,9 @@ impl From<Problem> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let body = ErrorResponse { schema: SCHEMA, error: self.0.body() };
-        (status_of(&self.0), axum::Json(body)).into_response()
+        let mut response = (status_of(&self.0), axum::Json(body)).into_response();
+        response.extensions_mut().insert(ProblemCode(self.0.code));
+        response
     }
 }
 
@@ -119,24 +121,6 @@ fn invalid_name(name: &str) -> Failure {
         "that is no name",
         "names have 1 to 64 of a-z, 0-9, `.`, `_`, `-` and begin with a letter or digit",
     ))
-}
-
-/// Every order and who gave it; questions only when debugging.
-pub(super) async fn log_order(request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let caller = request.extensions().get::<ConnectInfo<Caller>>().map(|info| info.0);
-    let response = next.run(request).await;
-    let (uid, pid) = caller.map_or((None, None), |c| (c.uid, c.pid));
-    let status = response.status().as_u16();
-    let ms = started.elapsed().as_millis() as u64;
-    if method == Method::GET {
-        tracing::debug!(%method, path, status, ms, uid, pid, "answered");
-    } else {
-        tracing::info!(%method, path, status, ms, uid, pid, "order");
-    }
-    response
 }
 
 /// No such route.

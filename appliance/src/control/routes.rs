@@ -7,7 +7,8 @@ use axum::routing::{MethodRouter, delete, get, patch, post};
 use utoipa::OpenApi;
 
 use super::{
-    Api, hosts, housekeeping, jobs, peers, points, replicas, reply, repositories, sessions, site, throttle,
+    Api, audit, hosts, housekeeping, jobs, life, peers, points, replicas, reply, repositories, sessions,
+    site, throttle,
 };
 
 /// Method, path, handler. Tested: each is in the document and the other way round.
@@ -20,6 +21,7 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         get_("/v1/config", get(site::config)),
         get_("/v1/cache", get(site::cache)),
         get_("/v1/metrics", get(site::metrics)),
+        get_("/v1/audit", get(audit::list)),
         get_("/v1/peers", get(peers::list)),
         get_("/v1/peers/{name}", get(peers::show)),
         delete_("/v1/peers/{name}", delete(peers::remove)),
@@ -27,6 +29,10 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         post_("/v1/peers/join", post(peers::join)),
         post_("/v1/peers/{name}/grant", post(peers::grant)),
         post_("/v1/peers/{name}/revoke", post(peers::revoke)),
+        post_("/v1/peers/{name}/replace", post(life::replace)),
+        get_("/v1/rotation", get(life::rotation)),
+        post_("/v1/rotation", post(life::rotate)),
+        delete_("/v1/rotation", delete(life::cancel_rotation)),
         get_("/v1/hosts", get(hosts::list)),
         post_("/v1/hosts", post(hosts::add)),
         get_("/v1/hosts/{name}", get(hosts::show)),
@@ -70,6 +76,8 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         get_("/v1/jobs/{name}/log", get(housekeeping::job_log)),
         get_("/v1/notify", get(housekeeping::hooks)),
         post_("/v1/notify/{name}/test", post(housekeeping::test_hook)),
+        post_("/v1/state/export", post(life::export_state)),
+        post_("/v1/state/import", life::import_route()),
         get_("/v1/openapi.json", get(document)),
     ]
 }
@@ -105,6 +113,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         site::config,
         site::cache,
         site::metrics,
+        audit::list,
         document,
         peers::list,
         peers::show,
@@ -113,6 +122,12 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         peers::grant,
         peers::revoke,
         peers::remove,
+        life::replace,
+        life::rotation,
+        life::rotate,
+        life::cancel_rotation,
+        life::export_state,
+        life::import_state,
         hosts::list,
         hosts::add,
         hosts::show,

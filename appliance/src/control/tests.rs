@@ -7,6 +7,8 @@ use vbr_api::*;
 
 use super::*;
 
+mod remote;
+
 /// Carries out nothing; answers enough to see that orders arrive and answers leave.
 #[derive(Default)]
 struct Fake {

@@ -96,6 +96,16 @@ impl Definitions {
     }
 }
 
+/// Checks a directory of definitions that is to be used later; answers how many there are.
+pub fn check_definitions(directory: &Path) -> Result<usize, Problem> {
+    let (_, jobs, bad) = Definitions::open(directory)?;
+    if let Some(bad) = bad.into_iter().next() {
+        return Err(Problem::invalid("a job's definition", bad, "mend it, or leave it out"));
+    }
+    jobs.values().try_for_each(|definition| check(&definition.spec))?;
+    Ok(jobs.len())
+}
+
 /// Checks a definition's own words; whether peer, host and disks exist is asked elsewhere.
 pub fn check(spec: &JobSpec) -> Result<(), Problem> {
     let what = format!("the definition of job {:?}", spec.name);

@@ -46,10 +46,12 @@ mod snapshot;
 mod source_state;
 mod stall;
 mod story;
+mod succession;
 mod target;
 mod tending;
 mod transmit;
 
+pub use definitions::check_definitions;
 pub use manager::JobManager;
 pub use parts::{Parts, SourceStores, SourceWaits};
 pub use stall::StallBounds;

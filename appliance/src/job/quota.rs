@@ -148,6 +148,7 @@ mod tests {
         let mut peer = PeerRecord {
             name: "b1".into(),
             peer_id: "one".into(),
+            former: Vec::new(),
             domain: "default".into(),
             domain_key: DomainKey([1; 32]),
             grants: Vec::new(),

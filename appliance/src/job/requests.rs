@@ -27,6 +27,7 @@ impl TargetService {
     }
 
     fn try_answer(&self, peer: &PeerRecord, request: Request) -> Result<Response, Problem> {
+        self.inherit(peer)?;
         let find = |name: &str| self.datastores.for_peer(&peer.peer_id, name);
         let found = |name: &str| {
             find(name).ok_or_else(|| Problem::not_found(format!("replica {name}"), "run the job once"))
@@ -79,6 +80,8 @@ impl TargetService {
                 let packed = packed.filter(|(packed, delta)| delta.cost(packed.len()) <= bytes_max);
                 Ok(Response::SharedFilter(packed.map(|(packed, _)| packed)))
             }
+            // The supervisor answers them before they get here.
+            Request::Site(_) => Err(super::receive::protocol("a request about sites has no place here")),
         }
     }
 

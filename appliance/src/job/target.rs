@@ -215,6 +215,7 @@ impl TargetService {
         let (owner, names) = (peer.clone(), open.clone());
         // Before anything is made: who has no room leaves nothing behind.
         let (room, replica) = blocking(move || {
+            service.inherit(&owner)?;
             let room = service.room(&owner, &names.replica, &policy)?;
             Ok((room, service.replica(&owner, &names)?))
         })
@@ -231,7 +232,7 @@ impl TargetService {
         let (key, blocks) = (peer.domain_key.clone(), self.blocks.clone());
         let (shared, tag) = (self.shared.clone(), key.tag());
         let shared = blocking(move || Ok(shared.of(tag))).await?;
-        let learns = Learns::new(shared, &peer.peer_id);
+        let learns = Learns::new(shared, peer.origin());
         let writer = PointWriter::new(building.clone(), self.cache.clone(), resolver, key, blocks, learns);
         let writer = writer.within(room);
         let abort = lease.abort.clone();

@@ -11,22 +11,27 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vbr_api::Moment;
 
+use super::consoles::Consoles;
 use super::housekeeping::{Housekeeping, Kept};
+use super::life::{Life, Restart};
 use super::orders::{Hosts, Jobs, Peers};
+use super::remote::RemoteCalls;
 use super::replicas::Replicas;
 use super::site::{Site, SiteParts};
 use super::state_dir::{StateDir, private_dir};
+use super::state_move;
 use super::throttle::Throttling;
 use crate::accelerator::anchors::AnchorStore;
 use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
 use crate::accelerator::shared_filter::{SharedFilters, SharedSets};
 use crate::config::{Config, Congestion, Overrides, Transport};
-use crate::control::{self, Api, Orders};
+use crate::control::{self, Api, AuditLog, Orders, RemoteConsole};
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::{HostConfig, HostRegistry};
@@ -38,7 +43,7 @@ use crate::repository::source::SourceRepository;
 use crate::schedule::resources::Bounds;
 use crate::telemetry::logs::LogHandle;
 use crate::throttle::Rules;
-use crate::wire::{TransportKind, Wire, WireConfig, write_private};
+use crate::wire::{Incoming, TransportKind, Wire, WireConfig, write_private};
 use crate::worker::Workers;
 
 /// A running vbrd.
@@ -52,6 +57,7 @@ pub struct Appliance {
     wire_tasks: TaskTracker,
     wire_stop: CancellationToken,
     api: tokio::task::JoinHandle<std::io::Result<()>>,
+    restart: Restart,
     _state: StateDir,
 }
 
@@ -66,6 +72,7 @@ struct Stores {
     datastores: Arc<Datastores>,
     hosts: Arc<HostRegistry>,
     throttle: Arc<Rules>,
+    audit: Arc<AuditLog>,
 }
 
 impl Appliance {
@@ -73,8 +80,8 @@ impl Appliance {
     pub async fn start(config: Config) -> Result<Self, Problem> {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let (wire_tasks, wire_stop) = (TaskTracker::new(), CancellationToken::new());
-        let (version, site) = (env!("CARGO_PKG_VERSION"), &config.site);
-        tracing::info!(version, %site, state = %config.state.display(), "starting");
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!(version, site = %config.site, state = %config.state.display(), "starting");
         let opening = config.clone();
         let state = blocking("opening the state directory", move || open_directories(&opening)).await?;
         // Before anything is opened: two of them on one socket must not get any further.
@@ -96,7 +103,8 @@ impl Appliance {
             stop.clone(),
         );
         target.quotas().set_site(config.quota);
-        tasks.spawn(target.clone().serve(incoming));
+        let (to_target, for_target) = mpsc::channel(1);
+        tasks.spawn(target.clone().serve(for_target));
         let workers = Workers::new(Some(stores.database.clone()));
         target.tend_retention(&workers);
         target.tend_indexes(stores.state.join("blocks"), &workers);
@@ -137,7 +145,10 @@ impl Appliance {
             throttle: Arc::new(throttle),
             housekeeping: Arc::new(Housekeeping { workers, jobs: jobs.clone(), notifier }),
         };
-        let api = Api::new(orders, stop.clone());
+        let life = Life::new(wire.clone(), target.clone(), jobs.clone(), config.clone());
+        let mut api = Api::new(orders, stop.clone());
+        api.audit = Some(stores.audit);
+        let restart = join_sites(&mut api, life, (incoming, to_target), (&tasks, &stop));
         let path = socket.path().to_owned();
         if let Some(listener) = metrics {
             tasks.spawn(serve_metrics(api.clone(), listener));
@@ -146,7 +157,7 @@ impl Appliance {
         announce(&datastores, &jobs);
         tracing::info!(socket = %path.display(), peer_id = %wire.peer_id(), listeners = ?wire.listeners(), "ready");
         let _state = stores.state;
-        Ok(Self { config, wire, target, jobs, tasks, stop, wire_tasks, wire_stop, api, _state })
+        Ok(Self { config, wire, target, jobs, tasks, stop, wire_tasks, wire_stop, api, restart, _state })
     }
 
     /// One line for `systemctl status`.
@@ -187,6 +198,11 @@ impl Appliance {
         tracing::info!("configuration reloaded");
     }
 
+    /// What tells that vbrd is to stop and start again.
+    pub fn restart(&self) -> Restart {
+        self.restart.clone()
+    }
+
     /// Resolves when a part that everything needs has failed.
     pub async fn failed(&mut self) -> Problem {
         let why = match (&mut self.api).await {
@@ -206,6 +222,24 @@ impl Appliance {
         self.wire_tasks.close();
         self.wire_tasks.wait().await;
     }
+}
+
+/// What sites do for each other: orders of consoles, both ways, and changes of keys. Takes what the wire brings in, and
+/// hands on the rest: one place is enough, the wire's own queue is before it.
+fn join_sites(
+    api: &mut Api,
+    life: Arc<Life>,
+    (incoming, to_target): (mpsc::Receiver<Incoming>, mpsc::Sender<Incoming>),
+    (tasks, stop): (&TaskTracker, &CancellationToken),
+) -> Restart {
+    let (wire, restart) = (life.wire.clone(), life.restart.clone());
+    tasks.spawn(life.clone().tend_rotation(stop.clone()));
+    tasks.spawn(Consoles { wire: wire.clone() }.tend_grants(stop.clone()));
+    api.console = Some(Arc::new(Consoles { wire: wire.clone() }));
+    api.life = Some(life);
+    let remote = RemoteCalls::new(RemoteConsole::new(api.clone()), wire, tasks.clone(), stop.clone());
+    tasks.spawn(remote.serve(incoming, to_target));
+    restart
 }
 
 /// The port for metrics, if there is to be one.
@@ -311,6 +345,7 @@ async fn blocking<T: Send + 'static>(
 /// Makes the directories that this vbrd needs, and takes the state directory.
 fn open_directories(config: &Config) -> Result<StateDir, Problem> {
     let state = StateDir::open(&config.state)?;
+    state_move::apply(&config.state)?;
     private_dir(&config.runtime, "the runtime directory")?;
     if let Some(parent) = config.socket.parent().filter(|parent| !parent.exists()) {
         private_dir(parent, "the directory of the socket")?;
@@ -363,8 +398,9 @@ fn open_stores(state: StateDir, config: &Config) -> Result<Stores, Problem> {
     let (anchors, blocks) = (Arc::new(anchors), Arc::new(blocks));
     let shared = Arc::new(SharedSets::new(state.join("shared")));
     let throttle = Arc::new(Rules::open(&state.join("throttle.json"), write_private)?);
+    let audit = Arc::new(AuditLog::open(&state.join("audit"))?);
     let hosts = Arc::new(hosts);
-    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts, throttle })
+    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts, throttle, audit })
 }
 
 fn database_problem(error: &crate::database::DatabaseError) -> Problem {

@@ -10,6 +10,7 @@ use vbr_api::{
     RepositoryReport, RunRequest, Session, Vm,
 };
 
+use super::consoles::Consoles;
 use crate::control::{Answer, HostOrders, JobOrders, PeerOrders};
 use crate::error::Problem;
 use crate::host::HostRegistry;
@@ -33,6 +34,8 @@ impl Peers {
 
 impl PeerOrders for Peers {
     fn list(&self) -> Result<Vec<Peer>, Problem> {
+        let consoles = Consoles { wire: self.wire.clone() };
+        tokio::runtime::Handle::current().block_on(consoles.ask_grants());
         let peers = self.wire.peers().into_iter().map(|peer| {
             let used = Some(self.target.used_by(&peer.peer_id));
             Peer { used, ..self.bounded(peer) }

@@ -63,7 +63,7 @@ impl Site {
         if let Some(what) = self.parts.database.warning() {
             warn(what, "nothing to do now; check the disk of the state directory if it recurs");
         }
-        for peer in self.parts.wire.peers().into_iter().filter(|peer| !peer.connected) {
+        for peer in self.parts.wire.peers().into_iter().filter(|peer| !peer.connected && !peer.revoked) {
             let why = peer.last_error.map_or(String::new(), |why| format!(": {why}"));
             warn(format!("peer {} is not connected{why}", peer.name), "check the link and the other site");
         }

@@ -43,7 +43,7 @@ impl Driver {
             .map(|connection| connection.context.peer)
             .collect();
         let book = self.parts.gate.book.clone();
-        for (peer, entry) in book.entries() {
+        for (peer, entry) in book.dialled() {
             if entry.revoked || entry.addresses.is_empty() || connected.contains(&peer) {
                 continue;
             }

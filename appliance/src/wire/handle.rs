@@ -23,6 +23,7 @@ use super::invite::{Code, Invitations, Secret};
 use super::link::Link;
 use super::message::{Request, Response};
 use super::peers::{PeerBook, PeerRecord};
+use super::rotation::RotationFiles;
 use super::start::{listen, load_key, parse};
 use super::state::{Links, Shared};
 use super::transport::{self, Sockets, resolve};
@@ -95,6 +96,7 @@ pub(super) struct Inner {
     pub(super) shared: Arc<Shared>,
     pub(super) links: watch::Receiver<Links>,
     pub(super) orders: mpsc::Sender<Order>,
+    pub(super) rotation: RotationFiles,
 }
 
 impl Wire {
@@ -106,8 +108,12 @@ impl Wire {
     ) -> Result<(Wire, mpsc::Receiver<Incoming>), WireError> {
         let (key_file, peers, domains) =
             (config.key_file.clone(), config.peers_file.clone(), config.domains_file.clone());
-        let (key, book) =
-            blocking(move || Ok((load_key(&key_file)?, PeerBook::open(&peers, &domains)?))).await?;
+        let (key, book, rotation) = blocking(move || {
+            let book = PeerBook::open(&peers, &domains)?;
+            let rotation = RotationFiles::open(&key_file, &book)?;
+            Ok((load_key(&key_file)?, book, rotation))
+        })
+        .await?;
         let own = key.public().to_peer_id();
         let advertise = config.advertise.iter().map(|a| parse(a)).collect::<Result<_, _>>()?;
         let gate = Arc::new(Gate { book: Arc::new(book), invitations: Invitations::default() });
@@ -142,7 +148,7 @@ impl Wire {
             cancel,
         });
         tracker.spawn(driver.run(early, orders_in));
-        let inner = Inner { key, own, site, advertise, gate, shared, links: links_out, orders };
+        let inner = Inner { key, own, site, advertise, gate, shared, links: links_out, orders, rotation };
         Ok((Wire { inner: Arc::new(inner) }, incoming_out))
     }
 
@@ -327,6 +333,11 @@ impl Wire {
         self.link(self.paired(peer_id)?, CONNECT_WAIT).await?.request(&request).await
     }
 
+    /// Waits up to 10 s for a link, and answers whether both sides have this [`capability`](super::capability).
+    pub async fn can(&self, peer_id: &str, capability: u64) -> Result<bool, WireError> {
+        Ok(self.link(self.paired(peer_id)?, CONNECT_WAIT).await?.capabilities & capability != 0)
+    }
+
     /// True where a link to this peer is up and both sides have this [`capability`](super::capability).
     pub fn peer_can(&self, peer_id: &str, capability: u64) -> bool {
         let Ok(peer) = self.paired(peer_id) else { return false };
@@ -356,7 +367,7 @@ impl Wire {
         })
     }
 
-    async fn order(&self, order: Order) {
+    pub(super) async fn order(&self, order: Order) {
         // It fails only while vbrd stops, and then there is nothing left to order.
         let _ = self.inner.orders.send(order).await;
     }

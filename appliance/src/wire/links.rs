@@ -28,6 +28,7 @@ impl Driver {
             state.last_error = None;
         }
         tracing::info!(%peer, "link is up");
+        self.settle_identity(peer);
         self.parts.links.send_modify(|links| links.entry(peer).or_default().push(link));
     }
 

@@ -41,6 +41,7 @@
 //! | 1 | bit 0: bundles | BUNDLE_OPEN, BUNDLE_JOIN, PIECE, LINKS_WANTED |
 //! | 1 | bit 1: shared filter | the request for the filter of shared chunks; chunks sent ahead of their NEED |
 //! | 1 | bit 2: retention | what a job asks to keep by the calendar, behind the record of OPEN; the request of what would retire under it |
+//! | 1 | bit 3: sites | the requests of [`site_requests`]: grants, orders of a remote console, a new identity |
 //!
 //! # Frames
 //!
@@ -124,6 +125,13 @@
 //! then answers with its site name, the domain and the domain's key. Five wrong proofs end every
 //! invitation that was open. Invitations do not survive a restart.
 //!
+//! # A new identity
+//!
+//! A site that changes its key pair tells every peer over the authenticated link: the new public key, and both identities
+//! signed by both keys ([`site_requests::RotationNotice`]). A peer that answered lets in either identity; once every peer
+//! has, the site restarts with the new key (`rotation`). A peer refuses the old identity from the first link under the
+//! new one on (`peers::succession`).
+//!
 //! # Who owns what
 //!
 //! `driver` owns the swarm and what changes with connections; `link` a connection's streams;
@@ -139,8 +147,10 @@ pub mod capability {
     /// Keeps restore points by days, weeks, months and years, and answers
     /// [`Request::WouldRetireUnder`](super::message::Request::WouldRetireUnder).
     pub const RETENTION: u64 = 4;
+    /// Answers [`Request::Site`](super::message::Request::Site).
+    pub const SITES: u64 = 8;
     /// All of ours.
-    pub const ALL: u64 = BUNDLES | SHARED_FILTER | RETENTION;
+    pub const ALL: u64 = BUNDLES | SHARED_FILTER | RETENTION | SITES;
 }
 
 pub mod accounting;
@@ -166,7 +176,9 @@ mod pair;
 pub mod peers;
 mod probe;
 mod requests;
+mod rotation;
 pub mod scheduler;
+pub mod site_requests;
 mod spread;
 mod start;
 mod state;
@@ -185,7 +197,8 @@ use tokio::sync::oneshot;
 pub use accounting::ChannelCounters;
 pub use channel::{SessionChannel, SessionReceiver, SessionSender};
 pub use handle::{TransportKind, Wire, WireConfig};
-pub use peers::{PeerRecord, write_private};
+pub use peers::{MANAGE, PeerRecord, write_private};
+pub use rotation::{RotationState, identity_of, is_rotating};
 
 use crate::error::Problem;
 use message::{Request, Response};

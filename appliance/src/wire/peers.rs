@@ -1,8 +1,12 @@
 //! The peer book: who is paired, under which name, in which dedup domain, and what it may do here.
 //!
+//! Who follows whom, when keys change or sites are rebuilt, is in [`succession`].
+//!
 //! Owns `peers.json` and `domains.json` (0600; written to a temporary file, synced, renamed, the
 //! directory synced). Readers never wait for the disk: a change is durable first and visible second.
 //! Blocking: changes run on blocking threads. Bound: [`PEERS_MAX`] peers.
+
+mod succession;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -20,6 +24,9 @@ use crate::block::{DomainKey, DomainTag};
 use crate::error::Problem;
 use crate::limits::PEERS_MAX;
 
+/// The grant that lets a peer's consoles give orders here.
+pub const MANAGE: &str = "manage";
+
 /// What the rest of vbr knows of a paired peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerRecord {
@@ -27,6 +34,8 @@ pub struct PeerRecord {
     pub name: String,
     /// Its identity.
     pub peer_id: String,
+    /// Identities that it had before, oldest first: what they own is its own.
+    pub former: Vec<String>,
     /// Name of the dedup domain here.
     pub domain: String,
     /// The domain's key.
@@ -60,6 +69,41 @@ pub struct Entry {
     /// No longer paired, kept for its name.
     #[serde(default)]
     pub revoked: bool,
+    /// What this site may do there, as it last said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub granted: Vec<String>,
+    /// The identity that it will have, as it announced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// Identities that it had, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<String>,
+    /// The peer that has its place now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced_by: Option<String>,
+    /// And the name that one was paired under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor_came_as: Option<String>,
+}
+
+impl Entry {
+    fn new(name: &str, peer: PeerId, domain: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            peer_id: peer.to_string(),
+            addresses: Vec::new(),
+            domain: domain.to_owned(),
+            grants: Vec::new(),
+            quota: PeerQuota::default(),
+            paired_at: jiff::Timestamp::now(),
+            revoked: false,
+            granted: Vec::new(),
+            next: None,
+            former: Vec::new(),
+            replaced_by: None,
+            successor_came_as: None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -115,7 +159,7 @@ impl PeerBook {
 
     /// True where the peer may connect.
     pub fn is_paired(&self, peer: &PeerId) -> bool {
-        self.book().peers.get(peer).is_some_and(|entry| !entry.revoked)
+        self.book().admitting(peer).is_some()
     }
 
     /// Every line, in order of name.
@@ -128,7 +172,7 @@ impl PeerBook {
     /// A paired peer by its identity.
     pub fn by_id(&self, peer: &PeerId) -> Option<PeerRecord> {
         let book = self.book();
-        book.peers.get(peer).filter(|entry| !entry.revoked).and_then(|entry| record(&book, entry))
+        book.admitting(peer).and_then(|entry| record(&book, entry))
     }
 
     /// A paired peer by its name here.
@@ -161,16 +205,13 @@ impl PeerBook {
 
     /// The inviter's side: stores the joiner, under its own name or one like it. Durable when it returns.
     pub fn admit(&self, peer: PeerId, site: &str, domain: &str) -> Result<Entry, Problem> {
+        let old = self.book().peers.get(&peer).cloned();
         let entry = Entry {
-            name: site.to_owned(),
-            peer_id: peer.to_string(),
-            addresses: Vec::new(),
-            domain: domain.to_owned(),
             grants: vec!["replicate".to_owned()],
-            // Pairing again must not lift a bound.
-            quota: self.book().peers.get(&peer).map(|old| old.quota).unwrap_or_default(),
-            paired_at: jiff::Timestamp::now(),
-            revoked: false,
+            // Pairing again must not lift a bound, nor lose what it owns.
+            quota: old.as_ref().map(|old| old.quota).unwrap_or_default(),
+            former: old.map(|old| old.former).unwrap_or_default(),
+            ..Entry::new(site, peer, domain)
         };
         self.change(|book| insert(book, peer, entry))
     }
@@ -192,22 +233,21 @@ impl PeerBook {
                 if taken(domain) { unique(&format!("{domain}-{name}"), taken) } else { domain.to_owned() }
             });
             book.domains.insert(local.clone(), key);
+            let old = book.peers.get(&peer).cloned();
             let entry = Entry {
-                name: name.to_owned(),
-                peer_id: peer.to_string(),
                 addresses,
-                domain: local,
                 // Being joined gives the inviter no rights here; what it already had it keeps.
-                grants: book.peers.get(&peer).map(|old| old.grants.clone()).unwrap_or_default(),
-                quota: book.peers.get(&peer).map(|old| old.quota).unwrap_or_default(),
-                paired_at: jiff::Timestamp::now(),
-                revoked: false,
+                grants: old.as_ref().map(|old| old.grants.clone()).unwrap_or_default(),
+                quota: old.as_ref().map(|old| old.quota).unwrap_or_default(),
+                former: old.map(|old| old.former).unwrap_or_default(),
+                ..Entry::new(name, peer, &local)
             };
             insert(book, peer, entry)
         })
     }
 
-    /// Sets what a peer may fill here; 0 takes its own bound away. Durable when it returns.
+    /// Sets what a peer may fill here, 0 takes its own bound away, and whether its consoles may give orders. Durable
+    /// when it returns.
     pub fn grant(&self, name: &str, request: &GrantRequest) -> Result<PeerId, Problem> {
         self.change(|book| {
             let (id, entry) = find(book, name)?;
@@ -216,6 +256,14 @@ impl PeerBook {
             }
             if let Some(points) = request.max_points {
                 entry.quota.points = Some(points).filter(|points| *points > 0);
+            }
+            if let Some(manage) = request.manage {
+                if entry.revoked {
+                    let next = "pair it again: vbrctl peer invite, and vbrctl peer join there";
+                    return Err(Problem::conflict(format!("peer {name}"), "it is revoked", next));
+                }
+                entry.grants.retain(|grant| grant != MANAGE);
+                entry.grants.extend(manage.then(|| MANAGE.to_owned()));
             }
             Ok(id)
         })
@@ -226,6 +274,8 @@ impl PeerBook {
         self.change(|book| {
             let (id, entry) = find(book, name)?;
             entry.revoked = true;
+            entry.next = None;
+            entry.granted.clear();
             entry.grants.clear();
             Ok(id)
         })
@@ -267,6 +317,7 @@ fn record(book: &Book, entry: &Entry) -> Option<PeerRecord> {
     Some(PeerRecord {
         name: entry.name.clone(),
         peer_id: entry.peer_id.clone(),
+        former: entry.former.clone(),
         domain: entry.domain.clone(),
         domain_key: book.domains.get(&entry.domain)?.clone(),
         grants: entry.grants.clone(),
@@ -282,6 +333,7 @@ fn find<'a>(book: &'a mut Book, name: &str) -> Result<(PeerId, &'a mut Entry), P
 }
 
 fn insert(book: &mut Book, peer: PeerId, mut entry: Entry) -> Result<Entry, Problem> {
+    PeerBook::check_not_former(book, &peer)?;
     if book.peers.len() >= PEERS_MAX && !book.peers.contains_key(&peer) {
         return Err(Problem::conflict(
             format!("pair with {}", entry.name),
@@ -371,7 +423,7 @@ mod tests {
         let again = open(dir.path());
         assert_eq!(again.by_name("web-2").unwrap().domain_key, key);
         assert!(again.is_paired(&one));
-        let grant = |quota_bytes, max_points| GrantRequest { quota_bytes, max_points };
+        let grant = |quota_bytes, max_points| GrantRequest { quota_bytes, max_points, manage: None };
         again.grant("web", &grant(Some(5), None)).unwrap();
         again.grant("web", &grant(None, Some(7))).unwrap();
         again.admit(one, "web", "default").unwrap();

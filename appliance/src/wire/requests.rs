@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use vbr_api::KeepCalendar;
 
+use super::site_requests::{SiteRequest, SiteResponse};
 use crate::block::{PageHash, Root, ShortId};
 use crate::error::Problem;
 
@@ -72,6 +73,8 @@ pub enum Request {
         /// As in the job.
         keep_calendar: KeepCalendar,
     },
+    /// About the sites themselves. Only to a site with the capability.
+    Site(SiteRequest),
 }
 
 /// How far a source has got with the filter of shared chunks.
@@ -107,6 +110,7 @@ pub enum Response {
     /// A packed delta of the filter; none where it would take more bytes than the question allows, or where
     /// there is no filter.
     SharedFilter(Option<Vec<u8>>),
+    Site(SiteResponse),
 }
 
 /// A page of ids as bytes.

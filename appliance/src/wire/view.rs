@@ -63,7 +63,10 @@ impl Wire {
         let control: Vec<_> = up.filter_map(|link| link.context.counters.control_rtt()).collect();
         let transport = if probe.is_some() { "tcp" } else { "quic" };
         let now = link.as_ref().map(|_| jiff::Timestamp::now());
-        let revoked = entry.revoked.then(|| "revoked at this site".to_owned());
+        let revoked = entry.revoked.then(|| match &entry.replaced_by {
+            Some(successor) => format!("its place was given to {successor}, and its key is refused"),
+            None => "revoked at this site".to_owned(),
+        });
         Peer {
             name: entry.name.clone(),
             peer_id: entry.peer_id.clone(),
@@ -80,6 +83,8 @@ impl Wire {
             received_wire: total.received,
             domain: entry.domain.clone(),
             grants: entry.grants.clone(),
+            granted: entry.granted.clone(),
+            revoked: entry.revoked,
             quota: entry.quota,
             used: None,
             paired_at: entry.paired_at,

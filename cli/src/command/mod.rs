@@ -1,5 +1,6 @@
 //! One noun a file: a clap struct whose doc comments are the help, and one `run`.
 
+pub mod audit;
 pub mod cache;
 pub mod check;
 pub mod completion;
@@ -13,6 +14,7 @@ pub mod replica;
 pub mod repository;
 pub mod restore_point;
 pub mod session;
+pub mod state;
 pub mod status;
 pub mod task;
 pub mod throttle;
@@ -41,6 +43,8 @@ pub async fn run(context: &Context, noun: Noun) -> Result<Exit, Failure> {
         Noun::Throttle(command) => command.run(context).await,
         Noun::Notify(command) => command.run(context).await,
         Noun::Cache(command) => command.run(context).await,
+        Noun::State(command) => command.run(context).await,
+        Noun::Audit(command) => command.run(context).await,
         Noun::Check(command) => command.run(context).await,
         Noun::Config(command) => command.run(context).await,
         Noun::Completion(command) => command.run(context),

@@ -1,9 +1,11 @@
 //! `vbrctl peer`: pairing with other sites.
 
+mod succession;
+
 use std::io::Read;
 use std::time::Duration;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::json;
 use vbr_api::{GrantRequest, Invite, InviteRequest, JoinRequest, Peer};
 
@@ -57,19 +59,18 @@ pub enum Command {
         #[command(flatten)]
         watch: Watch,
     },
-    /// Set what a peer may fill at this site
+    /// Set what a peer may fill at this site, and whether its consoles may manage it
     ///
     /// A session that would go beyond is refused, or waits at a durable position until there is room. What is not
     /// named stays as it is.
-    #[command(after_help = "Example:\n  vbrctl peer grant branch-7 --quota 500G --max-points 400")]
+    #[command(after_help = "Example:\n  vbrctl peer grant branch-7 --quota 500G --max-points 400\n  \
+                            vbrctl peer grant hq --manage\n\nA peer that manages runs and changes jobs here, and reads \
+                            what this site shows. It never grants, invites, pairs, exports or removes replicas, and names \
+                            no file that `vbrctl vm list` does not list.")]
     Grant {
         name: String,
-        /// Bytes of all its replicas together (500G, 2TiB); `default`: what the site's configuration says
-        #[arg(long, value_name = "SIZE", value_parser = quota, required_unless_present = "max_points")]
-        quota: Option<u64>,
-        /// Restore points of all its replicas together, or `default`
-        #[arg(long, value_name = "N", value_parser = max_points)]
-        max_points: Option<u32>,
+        #[command(flatten)]
+        grants: Grants,
     },
     /// Cut a peer off: it may do nothing here any more; its replicas stay
     ///
@@ -87,6 +88,57 @@ pub enum Command {
         #[command(flatten)]
         yes: Yes,
     },
+    /// Give a rebuilt site the place of the one that was lost: its name, grants, quota and replicas
+    ///
+    /// The rebuilt site was paired anew, under another name. The key of the lost one is refused from then on, and the next
+    /// run of a job of the same name goes on with its replica.
+    #[command(
+        after_help = "Example:\n  vbrctl peer invite\n  on the rebuilt site: vbrctl peer join CODE\n  \
+                            vbrctl peer replace branch-7 --with branch-7-2 --yes"
+    )]
+    Replace {
+        /// The peer that was lost
+        name: String,
+        /// The peer that takes its place
+        #[arg(long, value_name = "PEER")]
+        with: String,
+        #[command(flatten)]
+        yes: Yes,
+    },
+    /// Give this site another key pair, once every peer knows of it
+    ///
+    /// Peers are told over their links, and those that are away when they come back. Then vbrd restarts by itself; running
+    /// sessions go on from where they were.
+    #[command(
+        after_help = "Example:\n  vbrctl peer rotate\n  vbrctl peer rotate --cancel\n\nExit status 8: it waits \
+                            for peers. `vbrctl peer remove` takes one that will not come back out of the way."
+    )]
+    Rotate {
+        /// Keep the old key pair after all, while peers are still waited for
+        #[arg(long, conflicts_with = "show")]
+        cancel: bool,
+        /// Only say how far it has got
+        #[arg(long)]
+        show: bool,
+    },
+}
+
+/// What a peer may do here.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+pub struct Grants {
+    /// Bytes of all its replicas together (500G, 2TiB); `default`: what the site's configuration says
+    #[arg(long, value_name = "SIZE", value_parser = quota)]
+    quota: Option<u64>,
+    /// Restore points of all its replicas together, or `default`
+    #[arg(long, value_name = "N", value_parser = max_points)]
+    max_points: Option<u32>,
+    /// Let consoles there give orders here (`vbrctl --site`)
+    #[arg(long, conflicts_with = "no_manage")]
+    manage: bool,
+    /// Not any more
+    #[arg(long)]
+    no_manage: bool,
 }
 
 impl Command {
@@ -102,15 +154,9 @@ impl Command {
             Self::Show { name, watch } => {
                 show::one(context, &format!("/v1/peers/{}", encode(&name)), watch.watch, &facts).await
             }
-            Self::Grant { name, quota, max_points } => {
-                let request = GrantRequest { quota_bytes: quota, max_points };
-                let path = format!("/v1/peers/{}/grant", encode(&name));
-                let document = context.client.post_json(&path, &request).await?;
-                let peer: Peer = document.one()?;
-                let line = format!("peer {name} may fill {}", bounds(&peer));
-                context.output.done(&document, &line, json!({}))?;
-                Ok(Exit::Done)
-            }
+            Self::Grant { name, grants } => grant(context, &name, &grants).await,
+            Self::Replace { name, with, yes } => succession::replace(context, &name, &with, yes.yes).await,
+            Self::Rotate { cancel, show } => succession::rotate(context, cancel, show).await,
             Self::Revoke { name, yes } => {
                 if context.may_ask() {
                     context.confirm(&format!("Cut the peer {name} off"), yes.yes).await?;
@@ -136,6 +182,21 @@ impl Command {
             }
         }
     }
+}
+
+async fn grant(context: &Context, name: &str, grants: &Grants) -> Result<Exit, Failure> {
+    let manage = grants.manage.then_some(true).or(grants.no_manage.then_some(false));
+    let request = GrantRequest { quota_bytes: grants.quota, max_points: grants.max_points, manage };
+    let path = format!("/v1/peers/{}/grant", encode(name));
+    let document = context.client.post_json(&path, &request).await?;
+    let peer: Peer = document.one()?;
+    let may = if peer.grants.iter().any(|grant| grant == "manage") {
+        "may manage this site and fill"
+    } else {
+        "may fill"
+    };
+    context.output.done(&document, &format!("peer {name} {may} {}", bounds(&peer)), json!({}))?;
+    Ok(Exit::Done)
 }
 
 async fn invite(context: &Context, valid: Option<Duration>, domain: Option<String>) -> Result<Exit, Failure> {
@@ -182,6 +243,7 @@ pub fn table(peers: &[Peer], view: &View) -> String {
         "LAST SEEN",
         "+DOMAIN",
         "+MAY",
+        "+WE MAY",
         "+PEER ID",
     ];
     let mut table = Table::new(view, &columns);
@@ -196,6 +258,7 @@ pub fn table(peers: &[Peer], view: &View) -> String {
             last_seen(peer, view).into(),
             peer.domain.as_str().into(),
             peer.grants.join(" ").into(),
+            peer.granted.join(" ").into(),
             peer.peer_id.as_str().into(),
         ]);
     }
@@ -221,6 +284,7 @@ fn facts(peer: &Peer, view: &View) -> String {
         .add_all("Addresses", peer.addresses.iter().cloned())
         .add("Domain", peer.domain.as_str())
         .add("May", peer.grants.join(", "))
+        .add("We may", peer.granted.join(", "))
         .add("May fill", bounds(peer))
         .add_some("Fills", peer.used.map(|used| filled(used.bytes, used.points)))
         .add("Paired", human::moment(peer.paired_at))
@@ -263,7 +327,11 @@ fn filled(bytes: u64, points: u64) -> String {
 }
 
 fn link(peer: &Peer) -> Cell {
-    if peer.connected { Cell::toned("up", Tone::Good) } else { Cell::toned("down", Tone::Bad) }
+    match (peer.revoked, peer.connected) {
+        (true, _) => Cell::toned("refused", Tone::Watch),
+        (_, true) => Cell::toned("up", Tone::Good),
+        (_, false) => Cell::toned("down", Tone::Bad),
+    }
 }
 
 fn transport(peer: &Peer) -> String {

@@ -1,4 +1,6 @@
-//! `vbrctl status`: the site at a glance.
+//! `vbrctl status`: the site at a glance, or all sites that it manages.
+
+mod all_sites;
 
 use clap::Args;
 use vbr_api::{DatastoreStatus, JobLag, Peer, Status, Warning};
@@ -16,15 +18,21 @@ use crate::table::{Cell, Facts, Table, Tone, section};
 /// The site, its peers and links, running sessions, how far jobs lag, and anything red
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  vbrctl status --watch\n\nRPO LAG is the age of what the last restore point shows."
+    after_help = "Example:\n  vbrctl status --watch\n  vbrctl status --all-sites\n\nRPO LAG is the age of what the last restore point shows."
 )]
 pub struct Command {
     #[command(flatten)]
     watch: Watch,
+    /// A line for this site and for each peer that lets it manage; exit status 3 where one does not answer
+    #[arg(long, conflicts_with = "watch")]
+    all_sites: bool,
 }
 
 impl Command {
     pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
+        if self.all_sites {
+            return all_sites::run(context).await;
+        }
         show::one(context, "/v1/status", self.watch.watch, &render).await
     }
 }

@@ -15,6 +15,8 @@ pub struct Request {
     /// `GET /v1/jobs`
     pub line: String,
     pub body: String,
+    /// The peer that it is for.
+    pub site: Option<String>,
 }
 
 /// What to send back.
@@ -140,7 +142,7 @@ fn read(stream: &UnixStream) -> Option<Request> {
     let mut reader = BufReader::new(stream);
     let mut first = String::new();
     reader.read_line(&mut first).ok().filter(|length| *length > 0)?;
-    let mut length = 0;
+    let (mut length, mut site) = (0, None);
     loop {
         let mut header = String::new();
         reader.read_line(&mut header).ok()?;
@@ -150,11 +152,14 @@ fn read(stream: &UnixStream) -> Option<Request> {
         if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
             length = value.trim().parse().ok()?;
         }
+        if let Some(value) = header.strip_prefix("vbr-site:") {
+            site = Some(value.trim().to_string());
+        }
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
     let line = first.trim().trim_end_matches(" HTTP/1.1").to_string();
-    Some(Request { line, body: String::from_utf8(body).ok()? })
+    Some(Request { line, body: String::from_utf8(body).ok()?, site })
 }
 
 /// An error as vbrd sends it.

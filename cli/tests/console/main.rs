@@ -7,4 +7,5 @@ mod export;
 mod fake;
 mod orders;
 mod samples;
+mod sites;
 mod waiting;

@@ -118,6 +118,15 @@ impl Replica {
         lock(&self.record).owner_peer_id.clone()
     }
 
+    /// Gives it to another identity of its peer, or to the peer's successor. Durable when it returns.
+    pub fn set_owner(&self, peer_id: &str) -> Result<(), RepositoryError> {
+        let mut record = lock(&self.record);
+        let new = ReplicaRecord { owner_peer_id: peer_id.to_owned(), ..record.clone() };
+        self.shared.core.root.write_record(&self.shared.dir.join("replica.json"), &new)?;
+        *record = new;
+        Ok(())
+    }
+
     /// The source site's name here.
     pub fn site(&self) -> &str {
         &self.shared.site
