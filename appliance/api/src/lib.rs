@@ -9,12 +9,14 @@ mod session;
 mod site;
 mod storage;
 mod throttle;
+mod warm;
 
 pub use job::*;
 pub use session::*;
 pub use site::*;
 pub use storage::*;
 pub use throttle::*;
+pub use warm::*;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -3,7 +3,7 @@
 //! ```text
 //! socket   the unix socket: permissions, stale files, who is at the other end
 //! routes   the one table of routes, and the OpenAPI document that describes each of them
-//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle   the handlers, one noun a file
+//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle, warm   the handlers, one noun a file
 //! orders   what the rest of vbrd must be able to do, as traits: the handlers know nothing else
 //! export   the stream that carries a restore point's disk to the console
 //! ```
@@ -30,6 +30,7 @@ mod sessions;
 mod site;
 mod socket;
 mod throttle;
+mod warm;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use orders::{
     Answer, Export, ExportSink, HostOrders, JobOrders, PeerOrders, ReplicaOrders, SiteOrders, ThrottleOrders,
+    WarmOrders,
 };
 pub use reference::{PointRef, ReplicaRef};
 pub use routes::openapi;
@@ -72,12 +74,15 @@ pub struct Api {
     pub replicas: Arc<dyn ReplicaOrders>,
     /// Throttling rules.
     pub throttle: Arc<dyn ThrottleOrders>,
+    /// What counts as known.
+    pub warmings: Arc<dyn WarmOrders>,
     shutdown: CancellationToken,
     heavy: Arc<Semaphore>,
 }
 
 impl Api {
     /// `shutdown` ends long polls early.
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         site: Arc<dyn SiteOrders>,
         peers: Arc<dyn PeerOrders>,
@@ -85,10 +90,11 @@ impl Api {
         jobs: Arc<dyn JobOrders>,
         replicas: Arc<dyn ReplicaOrders>,
         throttle: Arc<dyn ThrottleOrders>,
+        warmings: Arc<dyn WarmOrders>,
         shutdown: CancellationToken,
     ) -> Self {
         let heavy = Arc::new(Semaphore::new(HEAVY_ORDERS_MAX));
-        Self { site, peers, hosts, jobs, replicas, throttle, shutdown, heavy }
+        Self { site, peers, hosts, jobs, replicas, throttle, warmings, shutdown, heavy }
     }
 
     /// The router with all routes and bounds.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use vbr_api::{
     CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobSpec, JoinRequest,
     Peer, PinRequest, Plan, Removed, Replica, Repository, RepositoryReport, RestorePoint, RunRequest,
-    Session, Status, Throttle, ThrottleSpec, Throttles, VerifyReport, Vm,
+    Session, Status, Throttle, ThrottleSpec, Throttles, VerifyReport, Vm, WarmRequest, Warming,
 };
 
 use super::reference::{PointRef, ReplicaRef};
@@ -112,6 +112,18 @@ pub trait ThrottleOrders: Send + Sync {
     fn set(&self, spec: ThrottleSpec) -> Answer<'_, (Throttle, bool)>;
     /// Forgets one rule, or all; answers their names.
     fn clear(&self, name: Option<String>) -> Answer<'_, Vec<String>>;
+}
+
+/// Images and restore points whose chunks are to count as known.
+pub trait WarmOrders: Send + Sync {
+    /// Orders one; the one that is under way for the same is given back.
+    fn order(&self, request: WarmRequest) -> Result<Warming, Problem>;
+    /// All that are remembered, in order of the orders.
+    fn list(&self) -> Result<Vec<Warming>, Problem>;
+    /// Answers when its state changed or the time is over.
+    fn wait<'a>(&'a self, id: &'a str, at_most: Duration) -> Answer<'a, Warming>;
+    /// Ends one.
+    fn cancel(&self, id: &str) -> Result<Warming, Problem>;
 }
 
 /// Replicas and restore points kept at this site.

@@ -6,7 +6,7 @@ use axum::http::Method;
 use axum::routing::{MethodRouter, delete, get, patch, post};
 use utoipa::OpenApi;
 
-use super::{Api, hosts, jobs, peers, points, replicas, reply, repositories, sessions, site, throttle};
+use super::{Api, hosts, jobs, peers, points, replicas, reply, repositories, sessions, site, throttle, warm};
 
 /// Method, path, handler. Tested: each is in the document and the other way round.
 pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
@@ -17,6 +17,10 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         get_("/v1/status", get(site::status)),
         get_("/v1/config", get(site::config)),
         get_("/v1/cache", get(site::cache)),
+        get_("/v1/cache/warm", get(warm::list)),
+        post_("/v1/cache/warm", post(warm::order)),
+        get_("/v1/cache/warm/{id}", get(warm::show)),
+        post_("/v1/cache/warm/{id}/cancel", post(warm::cancel)),
         get_("/v1/metrics", get(site::metrics)),
         get_("/v1/peers", get(peers::list)),
         get_("/v1/peers/{name}", get(peers::show)),
@@ -142,6 +146,10 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         throttle::set,
         throttle::clear,
         throttle::clear_all,
+        warm::list,
+        warm::order,
+        warm::show,
+        warm::cancel,
     )
 )]
 struct Document;

@@ -171,6 +171,24 @@ impl ThrottleOrders for Fake {
     }
 }
 
+impl WarmOrders for Fake {
+    fn order(&self, request: WarmRequest) -> Result<Warming, Problem> {
+        self.note(format!("warm {:?} {:?}", request.path, request.replica));
+        Err(gone("warming"))
+    }
+    fn list(&self) -> Result<Vec<Warming>, Problem> {
+        Ok(Vec::new())
+    }
+    fn wait<'a>(&'a self, id: &'a str, at_most: Duration) -> Answer<'a, Warming> {
+        self.note(format!("warming {id} {at_most:?}"));
+        Box::pin(async move { Err(gone(id)) })
+    }
+    fn cancel(&self, id: &str) -> Result<Warming, Problem> {
+        self.note(format!("cancel warming {id}"));
+        Err(gone(id))
+    }
+}
+
 impl ReplicaOrders for Fake {
     fn replicas(&self) -> Result<Vec<Replica>, Problem> {
         Ok(Vec::new())
@@ -231,6 +249,7 @@ fn site() -> Site {
     let fake = Arc::new(Fake::default());
     let shutdown = CancellationToken::new();
     let api = Api::new(
+        fake.clone(),
         fake.clone(),
         fake.clone(),
         fake.clone(),
@@ -312,6 +331,9 @@ async fn orders_arrive_and_answers_carry_the_schema() {
     assert_eq!(call(s, "POST", "/v1/throttle", rule).await.0, 201);
     assert_eq!(call(s, "DELETE", "/v1/throttle/office", "").await.1["removed"], json!(["office"]));
     call(s, "DELETE", "/v1/throttle", "").await;
+    call(s, "POST", "/v1/cache/warm", r#"{"path":"/a"}"#).await;
+    call(s, "GET", "/v1/cache/warm/a-1?wait_ms=90000", "").await;
+    call(s, "POST", "/v1/cache/warm/a-1/cancel", "").await;
     let taken = site.fake.taken();
     assert_eq!(
         taken,
@@ -326,7 +348,10 @@ async fn orders_arrive_and_answers_carry_the_schema() {
             "invite None",
             "throttle office 5000000",
             "clear Some(\"office\")",
-            "clear None"
+            "clear None",
+            "warm Some(\"/a\") None",
+            "warming a-1 60s",
+            "cancel warming a-1"
         ]
     );
 }

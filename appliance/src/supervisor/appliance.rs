@@ -20,6 +20,7 @@ use super::replicas::Replicas;
 use super::site::{Site, SiteParts};
 use super::state_dir::{StateDir, private_dir};
 use super::throttle::Throttling;
+use super::warm::WarmingOrders;
 use crate::accelerator::anchors::AnchorStore;
 use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
@@ -29,9 +30,10 @@ use crate::control::{self, Api};
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::{HostConfig, HostRegistry};
-use crate::job::{JobManager, SourceStores, SourceWaits, StallBounds, TargetService};
+use crate::job::{JobManager, SourceStores, SourceWaits, StallBounds, TargetService, Warmings};
 use crate::limits::SOURCE_SESSIONS_MAX;
 use crate::repository::datastore::{DatastoreConfig, Datastores};
+use crate::repository::seeds::{InPlace, Seeds};
 use crate::repository::source::SourceRepository;
 use crate::schedule::resources::Bounds;
 use crate::telemetry::logs::LogHandle;
@@ -63,6 +65,15 @@ struct Stores {
     datastores: Arc<Datastores>,
     hosts: Arc<HostRegistry>,
     throttle: Arc<Rules>,
+    seeds: Arc<Seeds>,
+}
+
+impl Stores {
+    fn warmings(&self, tasks: &TaskTracker, stop: &CancellationToken) -> Arc<Warmings> {
+        let places = InPlace { points: self.datastores.clone(), seeds: self.seeds.clone() };
+        let (cache, blocks) = (self.cache.clone(), self.blocks.clone());
+        Warmings::new(cache, blocks, Arc::new(places), tasks.clone(), stop.clone())
+    }
 }
 
 impl Appliance {
@@ -83,11 +94,12 @@ impl Appliance {
             Wire::start(wire_config(&config, &stores), wire_tasks.clone(), wire_stop.clone())
                 .await
                 .map_err(|e| e.problem("start the wire"))?;
+        let warmings = stores.warmings(&tasks, &stop);
         let target = TargetService::new(
-            stores.datastores.clone(),
             stores.cache.clone(),
             stores.blocks.clone(),
             stores.shared.clone(),
+            warmings.clone(),
             config.retention_min_age,
             tasks.clone(),
             stop.clone(),
@@ -106,6 +118,7 @@ impl Appliance {
             let start = move || JobManager::start(&directory, database, source, wire, hosts, tasks, stop);
             blocking("starting the jobs", start).await?
         };
+        begin_warming(&warmings, &target, &jobs, &wire, &tasks);
         let config = Arc::new(std::sync::Mutex::new(config));
         let site = Site::new(SiteParts {
             config: config.clone(),
@@ -131,6 +144,7 @@ impl Appliance {
             Arc::new(Jobs(jobs.clone())),
             Arc::new(Replicas { target: target.clone(), stores: stores.datastores, wire: wire.clone() }),
             Arc::new(throttle),
+            Arc::new(WarmingOrders { warmings, wire: wire.clone() }),
             stop.clone(),
         );
         let path = socket.path().to_owned();
@@ -252,6 +266,21 @@ fn slots(config: &Config) -> Bounds {
     }
 }
 
+/// Warming gives way to sessions, and goes on with what an earlier vbrd began.
+fn begin_warming(
+    warmings: &Arc<Warmings>,
+    target: &Arc<TargetService>,
+    jobs: &Arc<JobManager>,
+    wire: &Wire,
+    tasks: &TaskTracker,
+) {
+    let (target, jobs, wire) = (target.clone(), jobs.clone(), wire.clone());
+    warmings.give_way(move || target.is_receiving() || !jobs.sessions(None, true).is_empty());
+    tasks.spawn(warmings.clone().tend());
+    let warmings = warmings.clone();
+    tasks.spawn_blocking(move || warmings.resume(|tag| wire.domain_key(tag)));
+}
+
 /// What the log should know from the beginning.
 fn announce(datastores: &Datastores, jobs: &JobManager) {
     for store in datastores.status() {
@@ -333,7 +362,13 @@ fn open_stores(state: StateDir, config: &Config) -> Result<Stores, Problem> {
     let shared = Arc::new(SharedSets::new(state.join("shared")));
     let throttle = Arc::new(Rules::open(&state.join("throttle.json"), write_private)?);
     let hosts = Arc::new(hosts);
-    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts, throttle })
+    let directories = config.seed_directories.clone();
+    let (seeds, why) = Seeds::open(state.join("seeds.json"), directories, &config.runtime, write_private);
+    if let Some(why) = why {
+        tracing::warn!(why, "the record of seeds is not used; warm images again where they are still wanted");
+    }
+    let seeds = Arc::new(seeds);
+    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts, throttle, seeds })
 }
 
 fn database_problem(error: &crate::database::DatabaseError) -> Problem {

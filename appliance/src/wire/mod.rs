@@ -41,6 +41,7 @@
 //! | 1 | bit 0: bundles | BUNDLE_OPEN, BUNDLE_JOIN, PIECE, LINKS_WANTED |
 //! | 1 | bit 1: shared filter | the request for the filter of shared chunks; chunks sent ahead of their NEED |
 //! | 1 | bit 2: retention | what a job asks to keep by the calendar, behind the record of OPEN; the request of what would retire under it |
+//! | 1 | bit 3: seed | the request to make an image or a replica known as the seed of a first run |
 //!
 //! # Frames
 //!
@@ -139,8 +140,10 @@ pub mod capability {
     /// Keeps restore points by days, weeks, months and years, and answers
     /// [`Request::WouldRetireUnder`](super::message::Request::WouldRetireUnder).
     pub const RETENTION: u64 = 4;
+    /// Answers [`Request::Seed`](super::message::Request::Seed).
+    pub const SEED: u64 = 8;
     /// All of ours.
-    pub const ALL: u64 = BUNDLES | SHARED_FILTER | RETENTION;
+    pub const ALL: u64 = BUNDLES | SHARED_FILTER | RETENTION | SEED;
 }
 
 pub mod accounting;

@@ -1,5 +1,7 @@
 //! `vbrctl cache`: the global cache of this site.
 
+mod warm;
+
 use clap::Subcommand;
 use vbr_api::CacheStats;
 
@@ -20,12 +22,15 @@ pub enum Command {
         #[command(flatten)]
         watch: Watch,
     },
+    Warm(warm::Arguments),
 }
 
 impl Command {
     pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let Self::Stats { watch } = self;
-        show::one(context, "/v1/cache", watch.watch, &facts).await
+        match self {
+            Self::Stats { watch } => show::one(context, "/v1/cache", watch.watch, &facts).await,
+            Self::Warm(arguments) => arguments.run(context).await,
+        }
     }
 }
 
@@ -44,7 +49,10 @@ fn facts(stats: &CacheStats, _: &View) -> String {
             ),
         )
         .add("Chunks", format!("{} in {}", stats.chunks, human::count(stats.packs, "pack")))
-        .add("On disks", format!("{} chunk locations in restore points", stats.disk_locations))
+        .add(
+            "On disks",
+            format!("{} chunk locations in restore points and warmed images", stats.disk_locations),
+        )
         .add(
             "Shared",
             format!(
