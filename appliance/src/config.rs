@@ -211,6 +211,8 @@ pub struct Config {
     pub cache: CacheSection,
     /// `[source]`
     pub source: SourceSection,
+    /// Where images may lie that peers name as seeds.
+    pub seed_directories: Vec<PathBuf>,
     /// No restore point younger than this retires, whatever a source asks.
     pub retention_min_age: Duration,
     /// What a peer may fill that has no bounds of its own.
@@ -346,13 +348,14 @@ impl Config {
     pub fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
         let sockets = |c: &Config| (c.wire.transport, c.wire.congestion, c.wire.connections);
         let wire = |c: &Config| (c.wire.listen.clone(), c.wire.advertise.clone(), sockets(c));
-        let checks: [(&'static str, bool); 18] = [
+        let checks: [(&'static str, bool); 19] = [
             ("--state", self.state != new.state),
             ("site.name", self.site != new.site),
             (WIRE_RESTARTS, wire(self) != wire(new)),
             ("datastore", self.datastores != new.datastores),
             ("cache", self.cache != new.cache),
             ("source", self.source != new.source),
+            ("seed.directories", self.seed_directories != new.seed_directories),
             ("schedule.window", self.window != new.window),
             ("metrics.listen", self.metrics != new.metrics),
             (WAIT_RESTARTS, self.waits != new.waits),

@@ -174,3 +174,14 @@ pub const THROTTLE_RULES_MAX: usize = 64;
 pub const RATE_BPS_MIN: u64 = 64_000;
 /// Highest rate that may be asked for, bits a second.
 pub const RATE_BPS_MAX: u64 = 1_000_000_000_000;
+
+/// Images that a target reads chunks from in place; the one entered first goes.
+pub const SEEDS_MAX: usize = 256;
+/// Warmings that wait; one runs at a time.
+pub const WARMINGS_WAITING_MAX: usize = 64;
+/// Warmings that are over and remembered.
+pub const WARMINGS_PAST_MAX: usize = 64;
+/// What a warming reads, bytes a second.
+pub const WARM_BYTES_PER_SECOND: u64 = 400 * 1024 * 1024;
+/// The same while sessions run.
+pub const WARM_BYTES_PER_SECOND_BUSY: u64 = 32 * 1024 * 1024;

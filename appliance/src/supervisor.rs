@@ -1,6 +1,6 @@
 //! Starts, joins and stops the parts of vbrd.
 //!
-//! `appliance` is the composition root, `orders`, `housekeeping`, `replicas`, `site`, `throttle` and `life` carry out what
+//! `appliance` is the composition root, `orders`, `housekeeping`, `replicas`, `site`, `throttle`, `warm` and `life` carry out what
 //! the management API asks, `consoles` and `remote` what consoles at other sites do, `scrubbing` and `verifying` are its own
 //! background workers, `state_dir` locks the state directory, `state_file` and `state_move` let it leave and come back,
 //! `service` speaks to systemd.
@@ -21,6 +21,7 @@ mod state_file;
 mod state_move;
 mod throttle;
 mod verifying;
+mod warm;
 
 pub use appliance::Appliance;
 pub use life::Restart;

@@ -174,6 +174,10 @@ pub struct JobSpec {
     /// What follows a failure.
     #[serde(default)]
     pub retry: Retry,
+    /// What at the target its first run starts from: a replica of this site there, or `PATH[,format=qcow2]` of an image
+    /// beneath one of the target's seed directories.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<String>,
     #[serde(default = "enabled_by_default")]
     pub enabled: bool,
 }

@@ -12,6 +12,7 @@ mod session;
 mod site;
 mod storage;
 mod throttle;
+mod warm;
 
 pub use audit::*;
 pub use housekeeping::*;
@@ -21,6 +22,7 @@ pub use session::*;
 pub use site::*;
 pub use storage::*;
 pub use throttle::*;
+pub use warm::*;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

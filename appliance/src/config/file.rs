@@ -29,6 +29,7 @@ pub const KEYS: &[&str] = &[
     "cache.reserve",
     "source.snapshot_dirs",
     "source.snapshot_floor",
+    "seed.directories",
     "retention.min_age",
     "quota.bytes",
     "quota.points",
@@ -73,6 +74,7 @@ pub(super) struct File {
     pub datastore: BTreeMap<Spanned<String>, Datastore>,
     pub cache: Cache,
     pub source: Source,
+    pub seed: Seed,
     pub retention: Retention,
     pub quota: Quota,
     pub schedule: Schedule,
@@ -125,6 +127,12 @@ pub(super) struct Cache {
 pub(super) struct Source {
     pub snapshot_dirs: Texts,
     pub snapshot_floor: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Seed {
+    pub directories: Texts,
 }
 
 #[derive(Debug, Default, Deserialize)]

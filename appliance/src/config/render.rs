@@ -37,6 +37,8 @@ pub(super) fn render(config: &Config) -> String {
     line("\n[source]".into());
     line(format!("snapshot_dirs = {}", list(config.source.snapshot_dirs.iter().filter_map(|p| p.to_str()))));
     line(format!("snapshot_floor = \"{}B\"", config.source.snapshot_floor_bytes));
+    line("\n[seed]".into());
+    line(format!("directories = {}", list(config.seed_directories.iter().filter_map(|p| p.to_str()))));
     line("\n[retention]".into());
     line(format!("min_age = \"{}s\"", config.retention_min_age.as_secs()));
     line("\n[quota]".into());

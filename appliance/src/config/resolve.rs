@@ -48,6 +48,11 @@ pub(super) fn resolve(
             ),
         );
     }
+    let datastores = datastores(&raw.datastore, &state, checker);
+    let seed_directories = match &raw.seed.directories {
+        Some(_) => checker.paths("seed.directories", raw.seed.directories.as_ref()),
+        None => datastores.iter().map(|store| store.path.join("seed")).collect(),
+    };
     Config {
         site: site(&raw, overrides, checker),
         wire: WireSection {
@@ -58,7 +63,8 @@ pub(super) fn resolve(
             connections: checker.count("wire.connections", raw.wire.connections.as_ref(), LINKS_MAX),
             rate_bps: raw.wire.rate.as_ref().and_then(|v| checker.rate("wire.rate", v)),
         },
-        datastores: datastores(&raw.datastore, &state, checker),
+        datastores,
+        seed_directories,
         cache: cache(&raw.cache, &state, checker),
         source: SourceSection {
             snapshot_dirs: checker.paths("source.snapshot_dirs", raw.source.snapshot_dirs.as_ref()),

@@ -3,7 +3,7 @@
 //! ```text
 //! socket   the unix socket: permissions, stale files, who is at the other end
 //! routes   the one table of routes, and the OpenAPI document that describes each of them
-//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle, housekeeping, life   the handlers, one noun a file
+//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle, housekeeping, life, warm   the handlers, one noun a file
 //! remote   orders for other sites, and orders of peers: what a remote console may do
 //! audit    every order that changes something, with its caller and its outcome
 //! orders   what the rest of vbrd must be able to do, as traits: the handlers know nothing else
@@ -36,6 +36,7 @@ mod sessions;
 mod site;
 mod socket;
 mod throttle;
+mod warm;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ use tokio_util::sync::CancellationToken;
 pub use audit::AuditLog;
 pub use orders::{
     Answer, ConsoleOrders, Export, ExportSink, HostOrders, HousekeepingOrders, JobOrders, LifeOrders,
-    PeerOrders, RemoteAnswer, RemoteOrder, ReplicaOrders, SiteOrders, ThrottleOrders,
+    PeerOrders, RemoteAnswer, RemoteOrder, ReplicaOrders, SiteOrders, ThrottleOrders, WarmOrders,
 };
 pub use reference::{PointRef, ReplicaRef};
 pub use remote::{Remote, RemoteConsole};
@@ -78,6 +79,8 @@ pub struct Orders {
     pub replicas: Arc<dyn ReplicaOrders>,
     pub throttle: Arc<dyn ThrottleOrders>,
     pub housekeeping: Arc<dyn HousekeepingOrders>,
+    /// What counts as known.
+    pub warmings: Arc<dyn WarmOrders>,
 }
 
 /// Who carries out the orders.
@@ -103,6 +106,8 @@ pub struct Api {
     pub life: Option<Arc<dyn LifeOrders>>,
     /// Where orders are entered; none: nowhere.
     pub audit: Option<Arc<AuditLog>>,
+    /// What counts as known.
+    pub warmings: Arc<dyn WarmOrders>,
     shutdown: CancellationToken,
     heavy: Arc<Semaphore>,
 }
@@ -111,7 +116,7 @@ impl Api {
     /// `shutdown` ends long polls early.
     pub fn new(orders: Orders, shutdown: CancellationToken) -> Self {
         let heavy = Arc::new(Semaphore::new(HEAVY_ORDERS_MAX));
-        let Orders { site, peers, hosts, jobs, replicas, throttle, housekeeping } = orders;
+        let Orders { site, peers, hosts, jobs, replicas, throttle, housekeeping, warmings } = orders;
         let (console, life, audit) = (None, None, None);
         Self {
             site,
@@ -121,6 +126,7 @@ impl Api {
             replicas,
             throttle,
             housekeeping,
+            warmings,
             console,
             life,
             audit,

@@ -13,7 +13,7 @@ use vbr_api::{
     CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobLogEntry,
     JobLogQuery, JobSpec, JoinRequest, NotifyHook, Peer, PinRequest, Plan, Removed, Replica, Repository,
     RepositoryReport, RestorePoint, Rotation, RunRequest, Session, StateSummary, Status, Task, Throttle,
-    ThrottleSpec, Throttles, VerifyReport, Vm,
+    ThrottleSpec, Throttles, VerifyReport, Vm, WarmRequest, Warming,
 };
 
 use super::reference::{PointRef, ReplicaRef};
@@ -175,6 +175,18 @@ pub trait ThrottleOrders: Send + Sync {
     fn set(&self, spec: ThrottleSpec) -> Answer<'_, (Throttle, bool)>;
     /// Forgets one rule, or all; answers their names.
     fn clear(&self, name: Option<String>) -> Answer<'_, Vec<String>>;
+}
+
+/// Images and restore points whose chunks are to count as known.
+pub trait WarmOrders: Send + Sync {
+    /// Orders one; the one that is under way for the same is given back.
+    fn order(&self, request: WarmRequest) -> Result<Warming, Problem>;
+    /// All that are remembered, in order of the orders.
+    fn list(&self) -> Result<Vec<Warming>, Problem>;
+    /// Answers when its state changed or the time is over.
+    fn wait<'a>(&'a self, id: &'a str, at_most: Duration) -> Answer<'a, Warming>;
+    /// Ends one.
+    fn cancel(&self, id: &str) -> Result<Warming, Problem>;
 }
 
 /// Replicas and restore points kept at this site.

@@ -36,6 +36,13 @@ const ALLOWED: &[(Method, &str)] = &[
     (Method::GET, "/v1/config"),
     (Method::GET, "/v1/cache"),
     (Method::GET, "/v1/metrics"),
+    (Method::GET, "/v1/cache/warm"),
+    (Method::GET, "/v1/cache/warm/{id}"),
+    (Method::POST, "/v1/cache/warm/{id}/cancel"),
+    (Method::GET, "/v1/tasks"),
+    (Method::GET, "/v1/tasks/{name}"),
+    (Method::POST, "/v1/tasks/{name}/run"),
+    (Method::GET, "/v1/notify"),
     (Method::GET, "/v1/audit"),
     (Method::GET, "/v1/openapi.json"),
     (Method::GET, "/v1/peers"),
@@ -54,6 +61,7 @@ const ALLOWED: &[(Method, &str)] = &[
     (Method::POST, "/v1/jobs/{name}/disable"),
     (Method::GET, "/v1/jobs/{name}/plan"),
     (Method::GET, "/v1/jobs/{name}/history"),
+    (Method::GET, "/v1/jobs/{name}/log"),
     (Method::GET, "/v1/sessions"),
     (Method::GET, "/v1/sessions/{id}"),
     (Method::POST, "/v1/sessions/{id}/cancel"),
@@ -296,6 +304,7 @@ mod tests {
             .map(|(method, path, _)| format!("{method} {path}"))
             .collect();
         let expected = [
+            "POST /v1/cache/warm",
             "DELETE /v1/peers/{name}",
             "POST /v1/peers/invite",
             "POST /v1/peers/join",
@@ -309,6 +318,7 @@ mod tests {
             "DELETE /v1/replicas/one",
             "POST /v1/restore-points/unpin",
             "GET /v1/restore-points/export",
+            "POST /v1/notify/{name}/test",
             "POST /v1/state/export",
             "POST /v1/state/import",
         ];

@@ -8,7 +8,7 @@ use utoipa::OpenApi;
 
 use super::{
     Api, audit, hosts, housekeeping, jobs, life, peers, points, replicas, reply, repositories, sessions,
-    site, throttle,
+    site, throttle, warm,
 };
 
 /// Method, path, handler. Tested: each is in the document and the other way round.
@@ -20,6 +20,10 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         get_("/v1/status", get(site::status)),
         get_("/v1/config", get(site::config)),
         get_("/v1/cache", get(site::cache)),
+        get_("/v1/cache/warm", get(warm::list)),
+        post_("/v1/cache/warm", post(warm::order)),
+        get_("/v1/cache/warm/{id}", get(warm::show)),
+        post_("/v1/cache/warm/{id}/cancel", post(warm::cancel)),
         get_("/v1/metrics", get(site::metrics)),
         get_("/v1/audit", get(audit::list)),
         get_("/v1/peers", get(peers::list)),
@@ -171,6 +175,10 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         housekeeping::job_log,
         housekeeping::hooks,
         housekeeping::test_hook,
+        warm::list,
+        warm::order,
+        warm::show,
+        warm::cancel,
     )
 )]
 struct Document;

@@ -196,6 +196,24 @@ impl ThrottleOrders for Fake {
     }
 }
 
+impl WarmOrders for Fake {
+    fn order(&self, request: WarmRequest) -> Result<Warming, Problem> {
+        self.note(format!("warm {:?} {:?}", request.path, request.replica));
+        Err(gone("warming"))
+    }
+    fn list(&self) -> Result<Vec<Warming>, Problem> {
+        Ok(Vec::new())
+    }
+    fn wait<'a>(&'a self, id: &'a str, at_most: Duration) -> Answer<'a, Warming> {
+        self.note(format!("warming {id} {at_most:?}"));
+        Box::pin(async move { Err(gone(id)) })
+    }
+    fn cancel(&self, id: &str) -> Result<Warming, Problem> {
+        self.note(format!("cancel warming {id}"));
+        Err(gone(id))
+    }
+}
+
 impl ReplicaOrders for Fake {
     fn replicas(&self) -> Result<Vec<Replica>, Problem> {
         Ok(Vec::new())
@@ -250,12 +268,9 @@ struct Site {
     served: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
-fn site() -> Site {
-    let dir = tempfile::tempdir().expect("dir");
-    let socket = dir.path().join("s.sock");
-    let fake = Arc::new(Fake::default());
-    let shutdown = CancellationToken::new();
-    let orders = Orders {
+/// All orders by one fake.
+fn orders(fake: &Arc<Fake>) -> Orders {
+    Orders {
         site: fake.clone(),
         peers: fake.clone(),
         hosts: fake.clone(),
@@ -263,8 +278,16 @@ fn site() -> Site {
         replicas: fake.clone(),
         throttle: fake.clone(),
         housekeeping: fake.clone(),
-    };
-    let api = Api::new(orders, shutdown.clone());
+        warmings: fake.clone(),
+    }
+}
+
+fn site() -> Site {
+    let dir = tempfile::tempdir().expect("dir");
+    let socket = dir.path().join("s.sock");
+    let fake = Arc::new(Fake::default());
+    let shutdown = CancellationToken::new();
+    let api = Api::new(orders(&fake), shutdown.clone());
     let bound = bind(&socket).expect("bind");
     let tracker = tokio_util::task::TaskTracker::new();
     let served = tracker.spawn(serve(api, bound));
@@ -338,6 +361,9 @@ async fn orders_arrive_and_answers_carry_the_schema() {
     assert_eq!(call(s, "POST", "/v1/throttle", rule).await.0, 201);
     assert_eq!(call(s, "DELETE", "/v1/throttle/office", "").await.1["removed"], json!(["office"]));
     call(s, "DELETE", "/v1/throttle", "").await;
+    call(s, "POST", "/v1/cache/warm", r#"{"path":"/a"}"#).await;
+    call(s, "GET", "/v1/cache/warm/a-1?wait_ms=90000", "").await;
+    call(s, "POST", "/v1/cache/warm/a-1/cancel", "").await;
     let taken = site.fake.taken();
     assert_eq!(
         taken,
@@ -352,7 +378,10 @@ async fn orders_arrive_and_answers_carry_the_schema() {
             "invite None",
             "throttle office 5000000",
             "clear Some(\"office\")",
-            "clear None"
+            "clear None",
+            "warm Some(\"/a\") None",
+            "warming a-1 60s",
+            "cancel warming a-1"
         ]
     );
 }

@@ -351,7 +351,8 @@ fn proof(configs: &[Config], default: u64, xfs: bool) {
     let seed: u64 = seed.unwrap_or(u64::from(std::process::id()) * 1000);
     let (mut tally, wanted, mut failures) = (Tally::default(), images(default), Vec::new());
     // A short run begins elsewhere each time.
-    let begin = if wanted > 3 * configs.len() as u64 { 0 } else { seed as usize / 1000 % configs.len() };
+    let all = wanted > 3 * configs.len() as u64;
+    let begin = if all { 0 } else { seed as usize / 1000 % configs.len() };
     for (n, config) in configs.iter().cycle().skip(begin).enumerate() {
         if tally.images >= wanted {
             break;
@@ -364,8 +365,9 @@ fn proof(configs: &[Config], default: u64, xfs: bool) {
     }
     eprintln!("{tally:?}, failures: {}", failures.len());
     assert!(failures.is_empty(), "{failures:#?}");
-    // Of all that was made, a good share is really skipped: a mask of nothing would prove nothing.
-    assert!(tally.skipped_bytes * 5 > tally.all_bytes, "{tally:?}");
+    // Of all that was made, a good share is really skipped: a mask of nothing would prove nothing. (A short run may have met
+    // those alone that are skipped when they are unmounted.)
+    assert!(tally.skipped_bytes * if all { 5 } else { 20 } > tally.all_bytes, "{tally:?}");
 }
 
 #[test]

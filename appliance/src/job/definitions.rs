@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use vbr_api::{JobSpec, Moment, name_is_valid};
 
+use super::seeding::parse_seed;
 use crate::error::Problem;
 use crate::limits::DISKS_MAX;
 use crate::schedule::retry::RetryRule;
@@ -162,6 +163,9 @@ pub fn check(spec: &JobSpec) -> Result<(), Problem> {
     if let Err(why) = RetryRule::parse(&spec.retry) {
         return Err(Problem::invalid(what, why.to_string(), "for example --retry 3/5m, or --retry 0"));
     }
+    if let Some(seed) = &spec.seed {
+        parse_seed(seed, &what)?;
+    }
     let (peer, datastore) = split_target(&spec.target);
     if !name_is_valid(peer) || datastore.is_some_and(|name| !name_is_valid(name)) {
         return Err(Problem::invalid(
@@ -200,6 +204,7 @@ mod tests {
             schedule: vbr_api::Schedule { every_ms: Some(900_000), ..Default::default() },
             priority: vbr_api::Priority::High,
             retry: vbr_api::Retry { count: 2, pause_ms: 60_000 },
+            seed: Some("/seed/web.img,format=qcow2".into()),
             enabled: true,
         }
     }
@@ -234,7 +239,7 @@ mod tests {
     #[test]
     fn bad_definitions_are_refused() {
         assert!(check(&spec()).is_ok());
-        let bad: [fn(&mut JobSpec); 14] = [
+        let bad: [fn(&mut JobSpec); 17] = [
             |s| s.name = "../x".into(),
             |s| s.disks.clear(),
             |s| s.vm = Some("local/web".into()),
@@ -245,6 +250,9 @@ mod tests {
             |s| s.schedule.every_ms = Some(10),
             |s| s.rate_bps = Some(63_999),
             |s| s.schedule.continuous = true,
+            |s| s.seed = Some("Web".into()),
+            |s| s.seed = Some("/seed/../web.img".into()),
+            |s| s.seed = Some("/seed/web.img,format=vmdk".into()),
             |s| s.retry.count = 101,
             |s| s.retry.pause_ms = 10,
             |s| s.schedule.window = Some("20:00".into()),

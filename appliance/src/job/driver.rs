@@ -204,13 +204,18 @@ impl Driver {
             self.parts.anchors.sealed(&job, &self.record.session.session, false, |_, _| true);
             return self.promote(&latest.point).await;
         }
+        let first = state.latest.is_none();
+        if first && state.building.is_none() {
+            self.seeded(&peer).await?;
+        }
         // After a root that did not match, everything is offered; what the target has is not sent.
         let latest = state.latest.as_ref().filter(|_| !without_base);
         let found = find_base(&wire, &peer.peer_id, &job, &self.parts.repository, latest).await?;
         let resumed = state.building.as_ref().is_some_and(|b| b.session == self.record.session.session);
         self.handle.update(|session| {
             session.state = SessionState::Running;
-            session.mode = found.mode.to_string();
+            let seeded = first && self.spec.seed.is_some();
+            session.mode = if seeded { "seeded" } else { found.mode }.to_string();
             session.error = None;
             session.resumed += u32::from(resumed);
         });

@@ -74,6 +74,7 @@ impl TargetService {
                 }
                 Ok(Response::Done)
             }
+            Request::Seed { from } => Ok(Response::Seed(self.seed(peer, from)?)),
             Request::SharedFilter { cursor, bytes_max } => {
                 let delta = self.shared.of(peer.domain_key.tag()).map(|set| set.delta(cursor));
                 let packed = delta.map(|delta| (delta.pack(), delta));

@@ -113,7 +113,15 @@ mod tests {
         let stores = Datastores::open(vec![config], &dir.join("run"));
         let (blocks, sets) = (BlockIndex::new(1 << 20), SharedSets::new(dir.join("shared")));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        TargetService::new(stores, cache, Arc::new(blocks), Arc::new(sets), Duration::ZERO, tasks, stop)
+        {
+            use crate::repository::seeds::{InPlace, Seeds};
+            let (seeds, _) = Seeds::open(dir.join("seeds.json"), Vec::new(), dir, |_, _| Ok(()));
+            let places = Arc::new(InPlace { points: stores, seeds: Arc::new(seeds) });
+            let blocks = Arc::new(blocks);
+            let warmings =
+                crate::job::Warmings::new(cache.clone(), blocks.clone(), places, tasks.clone(), stop.clone());
+            TargetService::new(cache, blocks, Arc::new(sets), warmings, Duration::ZERO, tasks, stop)
+        }
     }
 
     #[test]

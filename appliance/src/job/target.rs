@@ -19,6 +19,7 @@ use super::learns::Learns;
 use super::point::PointWriter;
 use super::quota::Quotas;
 use super::receive::{ReceiveError, Receiving, protocol};
+use super::warm::Warmings;
 use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
 use crate::accelerator::resolve::Resolver;
@@ -49,6 +50,7 @@ pub struct TargetService {
     pub(super) cache: Arc<GlobalCache>,
     blocks: Arc<BlockIndex>,
     pub(super) shared: Arc<SharedSets>,
+    pub(super) warmings: Arc<Warmings>,
     /// Restore points younger than this are kept whatever a source asks.
     min_age: Mutex<Duration>,
     pub(super) quotas: Quotas,
@@ -64,19 +66,20 @@ pub struct TargetService {
 impl TargetService {
     /// A service over these stores.
     pub fn new(
-        datastores: Arc<Datastores>,
         cache: Arc<GlobalCache>,
         blocks: Arc<BlockIndex>,
         shared: Arc<SharedSets>,
+        warmings: Arc<Warmings>,
         min_age: Duration,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
-            datastores,
+            datastores: warmings.datastores().clone(),
             cache,
             blocks,
             shared,
+            warmings,
             min_age: Mutex::new(min_age),
             quotas: Quotas::default(),
             retire_soon: Arc::default(),
@@ -96,6 +99,11 @@ impl TargetService {
     /// Changes it (a reload of the configuration).
     pub fn set_min_age(&self, min_age: Duration) {
         *self.min_age.lock().unwrap_or_else(PoisonError::into_inner) = min_age;
+    }
+
+    /// True while sessions are received.
+    pub fn is_receiving(&self) -> bool {
+        !self.active.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// What peers may fill here.
@@ -227,7 +235,7 @@ impl TargetService {
             blocking(move || begin(&replica, &open)).await?
         };
         tracing::info!(%session, cursors = ?building.cursors(), "a session is received");
-        let points: Arc<dyn ChunkSource> = self.datastores.clone();
+        let points: Arc<dyn ChunkSource> = self.warmings.places.clone();
         let resolver = Resolver::new(self.cache.clone(), points, peer.domain_key.clone());
         let (key, blocks) = (peer.domain_key.clone(), self.blocks.clone());
         let (shared, tag) = (self.shared.clone(), key.tag());

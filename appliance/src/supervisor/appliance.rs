@@ -26,6 +26,7 @@ use super::site::{Site, SiteParts};
 use super::state_dir::{StateDir, private_dir};
 use super::state_move;
 use super::throttle::Throttling;
+use super::warm::WarmingOrders;
 use crate::accelerator::anchors::AnchorStore;
 use crate::accelerator::block_index::BlockIndex;
 use crate::accelerator::global_cache::GlobalCache;
@@ -35,10 +36,11 @@ use crate::control::{self, Api, AuditLog, Orders, RemoteConsole};
 use crate::database::Database;
 use crate::error::Problem;
 use crate::host::{HostConfig, HostRegistry};
-use crate::job::{JobManager, SourceStores, SourceWaits, StallBounds, TargetService};
+use crate::job::{JobManager, SourceStores, SourceWaits, StallBounds, TargetService, Warmings};
 use crate::limits::SOURCE_SESSIONS_MAX;
 use crate::notify::Notifier;
 use crate::repository::datastore::{DatastoreConfig, Datastores};
+use crate::repository::seeds::{InPlace, Seeds};
 use crate::repository::source::SourceRepository;
 use crate::schedule::resources::Bounds;
 use crate::telemetry::logs::LogHandle;
@@ -73,6 +75,15 @@ struct Stores {
     hosts: Arc<HostRegistry>,
     throttle: Arc<Rules>,
     audit: Arc<AuditLog>,
+    seeds: Arc<Seeds>,
+}
+
+impl Stores {
+    fn warmings(&self, tasks: &TaskTracker, stop: &CancellationToken) -> Arc<Warmings> {
+        let places = InPlace { points: self.datastores.clone(), seeds: self.seeds.clone() };
+        let (cache, blocks) = (self.cache.clone(), self.blocks.clone());
+        Warmings::new(cache, blocks, Arc::new(places), tasks.clone(), stop.clone())
+    }
 }
 
 impl Appliance {
@@ -93,11 +104,12 @@ impl Appliance {
             Wire::start(wire_config(&config, &stores), wire_tasks.clone(), wire_stop.clone())
                 .await
                 .map_err(|e| e.problem("start the wire"))?;
+        let warmings = stores.warmings(&tasks, &stop);
         let target = TargetService::new(
-            stores.datastores.clone(),
             stores.cache.clone(),
             stores.blocks.clone(),
             stores.shared.clone(),
+            warmings.clone(),
             config.retention_min_age,
             tasks.clone(),
             stop.clone(),
@@ -113,6 +125,7 @@ impl Appliance {
         let source = source_stores(&config, &stores, &workers, &notifier);
         let jobs = start_jobs(&stores, source, &wire, &tasks, &stop).await?;
         kept(&stores, &wire, &jobs, &target).tend(&config, &workers, &tasks, &stop);
+        begin_warming(&warmings, &target, &jobs, &wire, &tasks);
         let config = Arc::new(std::sync::Mutex::new(config));
         let site = Site::new(SiteParts {
             config: config.clone(),
@@ -144,6 +157,7 @@ impl Appliance {
             }),
             throttle: Arc::new(throttle),
             housekeeping: Arc::new(Housekeeping { workers, jobs: jobs.clone(), notifier }),
+            warmings: Arc::new(WarmingOrders { warmings, wire: wire.clone() }),
         };
         let life = Life::new(wire.clone(), target.clone(), jobs.clone(), config.clone());
         let mut api = Api::new(orders, stop.clone());
@@ -317,6 +331,21 @@ fn slots(config: &Config) -> Bounds {
     }
 }
 
+/// Warming gives way to sessions, and goes on with what an earlier vbrd began.
+fn begin_warming(
+    warmings: &Arc<Warmings>,
+    target: &Arc<TargetService>,
+    jobs: &Arc<JobManager>,
+    wire: &Wire,
+    tasks: &TaskTracker,
+) {
+    let (target, jobs, wire) = (target.clone(), jobs.clone(), wire.clone());
+    warmings.give_way(move || target.is_receiving() || !jobs.sessions(None, true).is_empty());
+    tasks.spawn(warmings.clone().tend());
+    let warmings = warmings.clone();
+    tasks.spawn_blocking(move || warmings.resume(|tag| wire.domain_key(tag)));
+}
+
 /// What the log should know from the beginning.
 fn announce(datastores: &Datastores, jobs: &JobManager) {
     for store in datastores.status() {
@@ -400,7 +429,13 @@ fn open_stores(state: StateDir, config: &Config) -> Result<Stores, Problem> {
     let throttle = Arc::new(Rules::open(&state.join("throttle.json"), write_private)?);
     let audit = Arc::new(AuditLog::open(&state.join("audit"))?);
     let hosts = Arc::new(hosts);
-    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts, throttle, audit })
+    let directories = config.seed_directories.clone();
+    let (seeds, why) = Seeds::open(state.join("seeds.json"), directories, &config.runtime, write_private);
+    if let Some(why) = why {
+        tracing::warn!(why, "the record of seeds is not used; warm images again where they are still wanted");
+    }
+    let seeds = Arc::new(seeds);
+    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts, throttle, audit, seeds })
 }
 
 fn database_problem(error: &crate::database::DatabaseError) -> Problem {

@@ -39,7 +39,8 @@ use vbr_api::KeepCalendar;
 
 pub use super::encoding::{DecodeError, kind, pack, unpack};
 pub use super::requests::{
-    BuildingState, Bytes32Page, FilterCursor, ReplicaState, Request, Response, SealedState,
+    BuildingState, Bytes32Page, FilterCursor, ReplicaState, Request, Response, SealedState, SeedFrom,
+    SeedState,
 };
 
 use crate::block::{Root, ShortId};

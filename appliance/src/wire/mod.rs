@@ -42,6 +42,7 @@
 //! | 1 | bit 1: shared filter | the request for the filter of shared chunks; chunks sent ahead of their NEED |
 //! | 1 | bit 2: retention | what a job asks to keep by the calendar, behind the record of OPEN; the request of what would retire under it |
 //! | 1 | bit 3: sites | the requests of [`site_requests`]: grants, orders of a remote console, a new identity |
+//! | 1 | bit 4: seed | the request to make an image or a replica known as the seed of a first run |
 //!
 //! # Frames
 //!
@@ -149,8 +150,10 @@ pub mod capability {
     pub const RETENTION: u64 = 4;
     /// Answers [`Request::Site`](super::message::Request::Site).
     pub const SITES: u64 = 8;
+    /// Answers [`Request::Seed`](super::message::Request::Seed).
+    pub const SEED: u64 = 16;
     /// All of ours.
-    pub const ALL: u64 = BUNDLES | SHARED_FILTER | RETENTION | SITES;
+    pub const ALL: u64 = BUNDLES | SHARED_FILTER | RETENTION | SITES | SEED;
 }
 
 pub mod accounting;

@@ -1,7 +1,7 @@
 //! Control requests between paired appliances and their answers. Pure types, no IO.
 
 use serde::{Deserialize, Serialize};
-use vbr_api::KeepCalendar;
+use vbr_api::{DiskFormat, KeepCalendar};
 
 use super::site_requests::{SiteRequest, SiteResponse};
 use crate::block::{PageHash, Root, ShortId};
@@ -75,6 +75,40 @@ pub enum Request {
     },
     /// About the sites themselves. Only to a site with the capability.
     Site(SiteRequest),
+    /// What is here may serve as the seed of a first run: makes it known, and says how far that is. Asked again until
+    /// it is. Only to a site with the capability.
+    Seed {
+        /// Where it is.
+        from: SeedFrom,
+    },
+}
+
+/// What a source wants its first run to start from, at the target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeedFrom {
+    /// The latest restore point of a replica of the asking site.
+    Replica {
+        /// Replica name.
+        name: String,
+    },
+    /// An image beneath one of the directories that the target allows.
+    Image {
+        /// Absolute, at most 4,096 bytes.
+        path: String,
+        /// Declared, never probed.
+        format: DiskFormat,
+    },
+}
+
+/// How far a seed is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedState {
+    /// All of it is.
+    pub ready: bool,
+    /// What was read of it.
+    pub read_bytes: u64,
+    /// What there is to read.
+    pub total_bytes: u64,
 }
 
 /// How far a source has got with the filter of shared chunks.
@@ -111,6 +145,7 @@ pub enum Response {
     /// there is no filter.
     SharedFilter(Option<Vec<u8>>),
     Site(SiteResponse),
+    Seed(SeedState),
 }
 
 /// A page of ids as bytes.
@@ -175,6 +210,9 @@ mod tests {
             &Request::WouldRetireUnder { replica: "a".into(), keep: Some(5), keep_calendar },
             "070161010501020304",
         );
+        golden(&Request::Seed { from: SeedFrom::Replica { name: "a".into() } }, "09000161");
+        let image = SeedFrom::Image { path: "/b".into(), format: DiskFormat::Qcow2 };
+        golden(&Request::Seed { from: image }, "0801022f6201");
     }
 
     #[test]
@@ -183,5 +221,6 @@ mod tests {
         golden(&Response::Done, "05");
         golden(&Response::SharedFilter(None), "0700");
         golden(&Response::SharedFilter(Some(vec![1, 2])), "0701020102");
+        golden(&Response::Seed(SeedState { ready: true, read_bytes: 300, total_bytes: 5 }), "0901ac0205");
     }
 }

@@ -1,5 +1,7 @@
 //! `vbrctl cache`: the global cache of this site.
 
+mod warm;
+
 use clap::Subcommand;
 use vbr_api::CacheStats;
 
@@ -24,6 +26,7 @@ pub enum Command {
     /// Read and verify all of it now, in the background; what is damaged is dropped and comes again when needed
     #[command(after_help = "Example:\n  vbrctl cache scrub\n  vbrctl task show scrub --watch")]
     Scrub,
+    Warm(warm::Arguments),
 }
 
 impl Command {
@@ -31,6 +34,7 @@ impl Command {
         match self {
             Self::Stats { watch } => show::one(context, "/v1/cache", watch.watch, &facts).await,
             Self::Scrub => task::run(context, "scrub").await,
+            Self::Warm(arguments) => arguments.run(context).await,
         }
     }
 }
@@ -50,7 +54,10 @@ fn facts(stats: &CacheStats, _: &View) -> String {
             ),
         )
         .add("Chunks", format!("{} in {}", stats.chunks, human::count(stats.packs, "pack")))
-        .add("On disks", format!("{} chunk locations in restore points", stats.disk_locations))
+        .add(
+            "On disks",
+            format!("{} chunk locations in restore points and warmed images", stats.disk_locations),
+        )
         .add(
             "Shared",
             format!(

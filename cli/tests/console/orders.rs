@@ -51,6 +51,10 @@ pub fn healthy(request: &Request) -> Answer {
         "GET /v1/cache" => ok(
             r#"{"schema":1,"size_bytes":10737418240,"used_bytes":5368709120,"packs":80,"chunks":81920,"lookups":1000,"hits":400,"reads":400,"bad_records":0,"evicted_packs":2,"footer_hits":90,"footer_misses":10,"disk_locations":163840}"#,
         ),
+        "GET /v1/cache/warm" => list(warming("running")),
+        "POST /v1/cache/warm" => ok(warming("waiting")),
+        "POST /v1/cache/warm/a-1/cancel" => ok(warming("cancelled")),
+        "GET /v1/cache/warm/a-1?wait_ms=2000" => ok(warming("succeeded")),
         "GET /v1/config" => ok(r#"{"schema":1,"file":"/etc/vbr/vbrd.toml","toml":"[site]\nname = \"branch\"\n"}"#),
         "GET /v1/jobs/forbidden" => error(403, "not_allowed"),
         "GET /v1/jobs/conflict" => error(409, "conflict"),
@@ -89,6 +93,12 @@ fn log_entry(seq: u64, event: &str) -> String {
 
 fn hook() -> String {
     r#"{"schema":1,"name":"ops","on":["failure","stall"],"jobs":[],"webhook":"http://ops:80/x","command":["/bin/tell","-v"],"sent":4,"failed":1,"dropped":0,"queued":0,"last_sent_at":null,"last_error":"it answered 500"}"#.into()
+}
+
+fn warming(state: &str) -> String {
+    format!(
+        r#"{{"schema":1,"id":"a-1","subject":"/srv/seed/web.img","asked_by":null,"state":"{state}","total_bytes":10737418240,"read_bytes":5368709120,"chunks":81920,"known_chunks":20480,"bad_chunks":0,"chunks_by_block":81920,"ordered_at":"2026-11-22T10:00:00Z","ended_at":null,"error":null}}"#
+    )
 }
 
 fn rule(name: &str, in_force: bool) -> String {
@@ -161,6 +171,13 @@ fn usage_errors_are_two_in_both_forms() {
         &["throttle", "clear", "office", "--all"],
         &["job", "create", "web", "--disk", "/a", "--target", "dr", "--retry", "often"],
         &["job", "create", "web", "--disk", "/a", "--target", "dr", "--priority", "urgent"],
+        &["job", "create", "web", "--disk", "/a", "--target", "dr", "--seed", "a/b"],
+        &["job", "create", "web", "--disk", "/a", "--target", "dr", "--seed", "/a,format=vmdk"],
+        &["cache", "warm", "/a,format=vmdk"],
+        &["cache", "warm", "Web"],
+        &["cache", "warm", "web@latest", "--peer", "dr"],
+        &["cache", "warm", "--wait"],
+        &["cache", "warm", "web", "--cancel", "a-1"],
         &["job", "edit", "web"],
         &["job", "edit", "web", "--every", "1h", "--manual"],
         &["job", "edit", "web", "--keep", "0"],
@@ -184,6 +201,28 @@ fn usage_errors_are_two_in_both_forms() {
         assert_eq!(error["error"]["code"], "usage", "{words:?}");
     }
     assert!(fake.seen.lock().unwrap().is_empty());
+}
+
+#[test]
+fn warming_is_ordered_watched_and_ended() {
+    let fake = Fake::start(healthy);
+    let ordered = fake.run(&["cache", "warm", "/srv/seed/web.img,format=qcow2", "--peer", "dr"]);
+    assert!(ordered.code == 0 && ordered.out.contains("a-1"), "{ordered:?}");
+    let waited = fake.run(&["cache", "warm", "branch/web@latest", "--wait", "-o", "json"]);
+    assert!(waited.code == 0 && waited.out.contains("\"state\":\"succeeded\""), "{waited:?}");
+    let listed = fake.run(&["cache", "warm"]);
+    assert!(listed.out.contains("/srv/seed/web.img") && listed.out.contains("50"), "{listed:?}");
+    assert!(fake.run(&["cache", "warm", "--cancel", "a-1"]).code == 0);
+    let seen = fake.seen.lock().unwrap();
+    let bodies: Vec<&str> =
+        seen.iter().map(|request| request.body.as_str()).filter(|body| body.len() > 2).collect();
+    assert_eq!(
+        bodies,
+        [
+            r#"{"path":"/srv/seed/web.img","format":"qcow2","peer":"dr"}"#,
+            r#"{"replica":"branch/web@latest"}"#
+        ]
+    );
 }
 
 #[test]

@@ -35,15 +35,7 @@ impl ConsoleOrders for Elsewhere {
 
 fn api(fake: &Arc<Fake>, dir: &Path) -> (Api, Arc<AuditLog>) {
     let audit = Arc::new(AuditLog::open(&dir.join("audit")).expect("log"));
-    let mut api = Api::new(
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        fake.clone(),
-        CancellationToken::new(),
-    );
+    let mut api = Api::new(orders(fake), CancellationToken::new());
     api.console = Some(Arc::new(Elsewhere));
     api.audit = Some(audit.clone());
     (api, audit)

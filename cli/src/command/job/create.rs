@@ -21,6 +21,7 @@ Example:
   vbrctl job create crm --disk /srv/vm/crm.img --target dr --every 15m --window 'Mon..Fri 18:00-07:00'
   vbrctl job create erp --disk /srv/vm/erp.img --target dr --keep 24 --keep-daily 7 --keep-weekly 4 --keep-monthly 12
   vbrctl job create bulk --disk /srv/vm/bulk.img --target dr --rate 8Mbit
+  vbrctl job create shop --disk /srv/vm/shop.img --target dr --seed /var/lib/vbr/datastore/seed/shop.img
   vbrctl job create log --disk /srv/vm/log.img --target dr --at 'Mon..Fri 02:00' --priority low --retry 5/10m
   vbrctl job create --from web.toml";
 
@@ -111,6 +112,7 @@ impl Arguments {
                 (None, Some(text)) => tries(text)?,
                 (None, None) => Retry::default(),
             },
+            seed: options.seed.map_or(file.seed, |seed| seed.0),
             enabled: file.enabled.unwrap_or(true),
         };
         check(&spec)?;

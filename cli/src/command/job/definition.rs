@@ -56,6 +56,9 @@ pub struct Definition {
     /// How often, and the first pause: `3/5m`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<String>,
+    /// A replica or an image at the target.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -120,6 +123,7 @@ impl Definition {
             window: spec.schedule.window.clone(),
             priority: Some(spec.priority).filter(|priority| *priority != Priority::default()),
             retry: Some(spec.retry).filter(|retry| *retry != Retry::default()).map(human::retry),
+            seed: spec.seed.clone(),
             enabled: Some(spec.enabled),
             disks: spec.disks.iter().map(disk).collect(),
         }
@@ -169,6 +173,7 @@ mod tests {
             },
             priority: Priority::High,
             retry: Retry { count: 5, pause_ms: 90_000 },
+            seed: Some("/seed/a,,b.img,format=qcow2".into()),
             enabled: false,
         };
         let text = toml::to_string(&Definition::of(&spec)).unwrap();

@@ -83,6 +83,9 @@ impl Arguments {
         if let Some(free_space) = options.free_space {
             set("free_space", json!(free_space));
         }
+        if let Some(seed) = &options.seed {
+            set("seed", json!(seed.0));
+        }
         if let Some(priority) = options.priority {
             set("priority", json!(priority));
         }
@@ -159,6 +162,8 @@ mod tests {
             change(&["--at", "02:00"]),
             json!({"schedule": {"at": "02:00", "every_ms": null, "after": null, "continuous": false}})
         );
+        assert_eq!(change(&["--seed", "web-old"]), json!({"seed": "web-old"}));
+        assert_eq!(change(&["--seed", "none"]), json!({"seed": null}));
         assert_eq!(change(&["--window", "any"]), json!({"schedule": {"window": null}}));
         assert_eq!(change(&["--manual"])["schedule"]["every_ms"], Value::Null);
         assert_eq!(change(&["--retry", "0"]), json!({"retry": {"count": 0, "pause_ms": 300_000}}));

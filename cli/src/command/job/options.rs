@@ -65,6 +65,10 @@ pub struct Options {
     /// worth a step [default: normal]
     #[arg(long, value_name = "low|normal|high", value_parser = priority)]
     pub priority: Option<Priority>,
+    /// What the first run starts from, at the target: a replica of this site there, or an image beneath one of the
+    /// target's seed directories (/PATH[,format=raw|qcow2]); only differences cross [default: none]
+    #[arg(long, value_name = "REPLICA|PATH|none", value_parser = seed)]
+    pub seed: Option<Seed>,
     /// How often a session that failed is tried again where that can help, and the pause before the first time,
     /// which doubles up to an hour; 0 for never [default: 3/5m]
     #[arg(long, value_name = "COUNT[/PAUSE]", value_parser = human::parse_retry)]
@@ -78,6 +82,10 @@ pub struct Rate(pub Option<u64>);
 /// None: any time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window(pub Option<String>);
+
+/// None: nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seed(pub Option<String>);
 
 impl Options {
     /// The disks as named.
@@ -112,6 +120,19 @@ fn rate(text: &str) -> Result<Rate, String> {
 
 fn window(text: &str) -> Result<Window, String> {
     Ok(Window(Some(text.to_string()).filter(|text| text != "any")))
+}
+
+fn seed(text: &str) -> Result<Seed, String> {
+    if text == "none" {
+        return Ok(Seed(None));
+    }
+    if !text.starts_with('/') {
+        let name = vbr_api::name_is_valid(text);
+        let why = "it is a replica's name, or an absolute path at the target: /PATH[,format=raw|qcow2]";
+        return name.then(|| Seed(Some(text.into()))).ok_or_else(|| why.into());
+    }
+    text.parse::<DiskArgument>().map_err(|why| why.replace("a disk", "a seed"))?;
+    Ok(Seed(Some(text.into())))
 }
 
 fn priority(text: &str) -> Result<Priority, String> {
@@ -183,7 +204,7 @@ pub fn absolute(path: &str) -> Result<String, Failure> {
 
 /// `PATH[,format=raw|qcow2]`; `,,` stands for a comma in the path, as in QEMU's own options.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskArgument(DiskSpec);
+pub struct DiskArgument(pub DiskSpec);
 
 impl FromStr for DiskArgument {
     type Err = String;
