@@ -212,7 +212,7 @@ mod tests {
         );
         golden(&Request::Seed { from: SeedFrom::Replica { name: "a".into() } }, "09000161");
         let image = SeedFrom::Image { path: "/b".into(), format: DiskFormat::Qcow2 };
-        golden(&Request::Seed { from: image }, "0801022f6201");
+        golden(&Request::Seed { from: image }, "0901022f6201");
     }
 
     #[test]
