@@ -39,6 +39,7 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(600);
 struct Active {
     abort: CancellationToken,
     done: watch::Receiver<bool>,
+    since: Moment,
 }
 
 /// Serves sources.
@@ -96,6 +97,21 @@ impl TargetService {
     /// What peers may fill here.
     pub fn quotas(&self) -> &Quotas {
         &self.quotas
+    }
+
+    /// Replicas that sessions of other sites fill now, in the order of names.
+    pub fn receiving(&self) -> Vec<vbr_api::Receiving> {
+        let active: HashMap<[u8; 16], Moment> = {
+            let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+            active.iter().map(|(key, session)| (*key, session.since)).collect()
+        };
+        let filled = self.datastores.replicas().into_iter().filter_map(|replica| {
+            let since = *active.get(&replica.key())?;
+            Some(vbr_api::Receiving { site: replica.site().into(), replica: replica.name().into(), since })
+        });
+        let mut filled: Vec<_> = filled.collect();
+        filled.sort_by(|a, b| (&a.site, &a.replica).cmp(&(&b.site, &b.replica)));
+        filled
     }
 
     /// Takes what comes in until the wire ends or the appliance stops.
@@ -277,7 +293,7 @@ impl TargetService {
         let (done_tx, done_rx) = watch::channel(false);
         let old = {
             let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-            active.insert(key, Active { abort: abort.clone(), done: done_rx })
+            active.insert(key, Active { abort: abort.clone(), done: done_rx, since: Moment::now() })
         };
         let lease = Lease { service: self.clone(), key, abort, done: done_tx };
         if let Some(mut old) = old {

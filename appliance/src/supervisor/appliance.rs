@@ -111,6 +111,7 @@ impl Appliance {
             config: config.clone(),
             wire: wire.clone(),
             jobs: jobs.clone(),
+            target: target.clone(),
             stores: stores.datastores.clone(),
             cache: stores.cache.clone(),
             shared: stores.shared.clone(),

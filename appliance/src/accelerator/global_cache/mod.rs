@@ -18,6 +18,7 @@
 //! records that wait for their commit (as places, not bytes), and the footers of about 128 packs.
 
 mod commit;
+mod damage;
 mod footers;
 mod format;
 mod index;
@@ -34,12 +35,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use tokio::sync::watch;
 use vbr_api::CacheStats;
 
 pub use self::index::DiskLocation;
 
+use self::damage::Damage;
 use self::index::Index;
 use self::packs::{Files, Settings};
 use self::state::{Room, State};
@@ -146,6 +149,7 @@ struct Shared {
     progress: Condvar,
     commits: watch::Sender<Commits>,
     counters: Counters,
+    damage: Damage,
 }
 
 impl Shared {
@@ -204,6 +208,7 @@ impl GlobalCache {
             progress: Condvar::new(),
             commits: watch::Sender::new(Commits::default()),
             counters: Counters::default(),
+            damage: Damage::default(),
         });
         let thread = std::thread::Builder::new().name("cache-commit".into());
         let committer = {
@@ -362,6 +367,11 @@ impl GlobalCache {
             disk_locations,
             ..CacheStats::default()
         }
+    }
+
+    /// What the operator should know of records that failed their check lately.
+    pub fn damage_warning(&self) -> Option<String> {
+        self.shared.damage.warning(Instant::now())
     }
 
     /// What the operator should know: the cache stopped, or the file system keeps it from its size.
