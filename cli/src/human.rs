@@ -12,6 +12,34 @@ pub fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
 }
 
+/// `1.5M`, `256M`, `10.0G`: binary units in five characters at most; for columns.
+pub fn size_short(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
+    if bytes < 1024 {
+        return format!("{bytes}B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.5 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = usize::from(value < 99.95);
+    format!("{value:.digits$}{}", UNITS[unit])
+}
+
+/// `6.4x`, `45x`: how many bytes there were for each one that was sent.
+pub fn ratio(plain: u64, sent: u64) -> String {
+    if plain == 0 || sent == 0 {
+        return "-".into();
+    }
+    match plain as f64 / sent as f64 {
+        ratio if ratio >= 999.5 => ">999x".into(),
+        ratio if ratio >= 9.95 => format!("{ratio:.0}x"),
+        ratio => format!("{ratio:.1}x"),
+    }
+}
+
 /// `8.0 Mbit/s`: decimal units, as links are sold.
 pub fn rate(bits_a_second: u64) -> String {
     const UNITS: [&str; 4] = ["kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
@@ -51,6 +79,16 @@ pub fn span_short(ms: u64) -> String {
         seconds @ 60..=3_599 => format!("{} min", seconds / 60),
         seconds @ 3_600..=172_799 => format!("{} h", seconds / 3_600),
         seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// The same without a blank: `3m`; for narrow columns.
+pub fn span_tiny(ms: u64) -> String {
+    match ms / 1_000 {
+        seconds @ 0..=99 => format!("{seconds}s"),
+        seconds @ 100..=5_999 => format!("{}m", seconds / 60),
+        seconds @ 6_000..=172_799 => format!("{}h", seconds / 3_600),
+        seconds => format!("{}d", seconds / 86_400),
     }
 }
 
@@ -230,6 +268,27 @@ mod tests {
     fn figures() {
         assert_eq!(size(0), "0 B");
         assert_eq!(size(1_572_864), "1.5 MiB");
+        for (bytes, short) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1024, "1.0K"),
+            (1_572_864, "1.5M"),
+            (268_435_456, "256M"),
+            (1_073_741_823, "1.0G"),
+            (10 << 30, "10.0G"),
+            (u64::MAX, "16.0E"),
+        ] {
+            assert_eq!(size_short(bytes), short);
+        }
+        assert_eq!(
+            (ratio(64, 10), ratio(450, 10), ratio(10, 20)),
+            ("6.4x".into(), "45x".into(), "0.5x".into())
+        );
+        assert_eq!((ratio(0, 7), ratio(1 << 30, 7)), ("-".into(), ">999x".into()));
+        assert_eq!(
+            (span_tiny(99_000), span_tiny(5_999_000), span_tiny(6_000_000)),
+            ("99s".into(), "99m".into(), "1h".into())
+        );
         assert_eq!(rate(999), "999 bit/s");
         assert_eq!(rate(8_000_000), "8.0 Mbit/s");
         assert_eq!(rate(999_999_999), "1.0 Gbit/s");

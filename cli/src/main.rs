@@ -8,6 +8,7 @@ mod args;
 mod client;
 mod command;
 mod context;
+mod dashboard;
 mod disk_file;
 mod exit;
 mod extents;

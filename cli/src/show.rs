@@ -13,6 +13,7 @@ use crate::client::Document;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::json;
 use crate::output::{Format, View};
 use crate::reconnect::Reconnect;
 
@@ -36,7 +37,8 @@ pub async fn list<T: DeserializeOwned>(
 ) -> Result<Exit, Failure> {
     let output = context.output;
     if watch {
-        return follow(context, path, &|document| output.list_text(document, render), empty, true).await;
+        return follow(context, path, &|document| output.list_text(document, render), empty, Shape::List)
+            .await;
     }
     print_list(context, &context.client.get(path).await?, empty, render)
 }
@@ -65,10 +67,28 @@ pub async fn one<T: DeserializeOwned>(
 ) -> Result<Exit, Failure> {
     let output = context.output;
     if watch {
-        return follow(context, path, &|document| output.one_text(document, render), "", false).await;
+        return follow(context, path, &|document| output.one_text(document, render), "", Shape::One).await;
     }
     output.emit(&output.one_text(&context.client.get(path).await?, render)?)?;
     Ok(Exit::Done)
+}
+
+/// One object again and again for programs: a line of JSON whenever it changed.
+pub async fn documents(context: &Context, path: &str) -> Result<Exit, Failure> {
+    let line = |document: &Document| {
+        document.checked()?;
+        Ok(json::compact(&document.text) + "\n")
+    };
+    follow(context, path, &line, "", Shape::Line).await
+}
+
+/// What is watched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    One,
+    List,
+    /// One object in a line, also where nobody asked for JSON.
+    Line,
 }
 
 /// Fetches again and again and shows what changed; ends by interruption or failure only.
@@ -77,10 +97,11 @@ async fn follow(
     path: &str,
     text_of: &dyn Fn(&Document) -> Result<String, Failure>,
     empty: &str,
-    is_list: bool,
+    shape: Shape,
 ) -> Result<Exit, Failure> {
     let output = context.output;
-    let redraw = !output.format.is_json() && io::stdout().is_terminal();
+    let is_text = !output.format.is_json() && shape != Shape::Line;
+    let redraw = is_text && io::stdout().is_terminal();
     let mut reconnect = Reconnect::new(context.patience);
     let mut note = |text: &str| output.note(text);
     let mut last: Option<String> = None;
@@ -93,14 +114,14 @@ async fn follow(
                 if redraw {
                     let body = if text.is_empty() { empty } else { &text };
                     output.emit(&format!("\x1b[H\x1b[2J{body}"))?;
-                } else if is_list && output.format == Format::Jsonl {
+                } else if shape == Shape::List && output.format == Format::Jsonl {
                     let lines = output.json_lines(&document);
                     for line in lines.iter().filter(|line| !last_lines.contains(*line)) {
                         output.emit(line)?;
                     }
                     last_lines = lines.into_iter().collect();
                 } else if last.as_ref() != Some(&text) {
-                    if last.is_some() && !output.format.is_json() {
+                    if last.is_some() && is_text {
                         output.emit("\n")?;
                     }
                     output.emit(&text)?;

@@ -2,7 +2,7 @@
 //!
 //! Pure rendering. `saved` is always said against something: what was read, or what had changed.
 
-use vbr_api::{Session, SessionState, StageLoad};
+use vbr_api::{Job, Schedule, Session, SessionState, StageLoad};
 
 use crate::human;
 use crate::output::View;
@@ -19,44 +19,128 @@ pub fn state_cell(state: SessionState) -> Cell {
     Cell::toned(state.as_str(), tone)
 }
 
-/// Sessions as a table.
+/// When a job runs.
+pub fn schedule(job: &Job) -> String {
+    match &job.spec.schedule {
+        Schedule { every_ms: Some(ms), .. } => format!("every {}", human::exact_span(*ms)),
+        Schedule { at: Some(at), .. } => format!("at {at}"),
+        Schedule { after: Some(after), .. } => format!("after job {after}"),
+        Schedule { continuous: true, .. } => "continuous".into(),
+        _ => "by order".into(),
+    }
+}
+
+/// Sessions of any job as a table, and what went wrong in some.
 pub fn sessions(sessions: &[Session], view: &View) -> String {
     let columns = [
-        "SESSION",
+        "STARTED",
         "JOB",
         "+PEER",
         "STATE",
-        "STARTED",
         ">TIME",
-        ">DONE",
         ">READ",
         ">CHANGED",
         ">SENT",
+        ">RATIO",
         ">+RATE",
+        "+SLOWEST",
         ">+RESUMED",
         "+MODE",
-        "RESTORE POINT",
+        "+SESSION",
+        "+RESTORE POINT",
     ];
     let mut table = Table::new(view, &columns);
     for session in sessions {
-        table.row(vec![
-            session.session.as_str().into(),
-            session.job.as_str().into(),
-            session.peer.as_str().into(),
-            state_cell(session.state),
-            human::age(session.started_at, view.now).into(),
-            human::span_short(elapsed_ms(session, view)).into(),
-            done(session).into(),
-            human::size(session.bytes.read).into(),
-            human::size(session.bytes.changed).into(),
-            human::size(session.bytes.sent_wire).into(),
+        let mut state = state_cell(session.state);
+        if session.state == SessionState::Running {
+            state = format!("running {}", done(session)).into();
+        }
+        let mut row =
+            vec![started(session), session.job.as_str().into(), session.peer.as_str().into(), state];
+        row.extend(figures(session, view));
+        row.extend([
             human::rate(session.rate_wire_bps).into(),
+            slowest(session).into(),
             session.resumed.to_string().into(),
             session.mode.as_str().into(),
+            session.session.as_str().into(),
             session.restore_point.clone().unwrap_or_default().into(),
         ]);
+        table.row(row);
     }
-    table.finish()
+    table.finish() + &reasons(sessions, view)
+}
+
+/// The runs of one job as a table of 80 columns, and what went wrong in some.
+pub fn history(sessions: &[Session], view: &View) -> String {
+    let columns = [
+        "STARTED",
+        "RESULT",
+        ">TIME",
+        ">READ",
+        ">CHANGED",
+        ">SENT",
+        ">RATIO",
+        ">MBIT/S",
+        "SLOWEST",
+        "+SESSION",
+        "+MODE",
+        ">+RESUMED",
+        "+RESTORE POINT",
+    ];
+    let mut table = Table::new(view, &columns);
+    for session in sessions {
+        let mut row = vec![started(session), state_cell(session.state)];
+        row.extend(figures(session, view));
+        row.extend([
+            format!("{:.1}", session.rate_wire_bps as f64 / 1e6).into(),
+            slowest(session).into(),
+            session.session.as_str().into(),
+            session.mode.as_str().into(),
+            session.resumed.to_string().into(),
+            session.restore_point.clone().unwrap_or_default().into(),
+        ]);
+        table.row(row);
+    }
+    table.finish() + &reasons(sessions, view)
+}
+
+/// To the minute: the day and the time are what a run is known by.
+fn started(session: &Session) -> Cell {
+    session.started_at.strftime("%m-%d %H:%M").to_string().into()
+}
+
+/// Time, read, changed, sent, and how much of what had changed one sent byte stands for.
+fn figures(session: &Session, view: &View) -> [Cell; 5] {
+    let bytes = &session.bytes;
+    [
+        human::span_tiny(elapsed_ms(session, view)).into(),
+        human::size_short(bytes.read).into(),
+        human::size_short(bytes.changed).into(),
+        human::size_short(bytes.sent_wire).into(),
+        human::ratio(bytes.changed, bytes.sent_wire).into(),
+    ]
+}
+
+/// The bottleneck in nine characters at most.
+pub fn slowest(session: &Session) -> String {
+    let stage = session.bottleneck.as_deref().unwrap_or_default();
+    stage.replace("source_", "src ").replace("target_", "tgt ").replace("accelerator", "accel")
+}
+
+/// Why sessions failed or need a look.
+fn reasons(sessions: &[Session], view: &View) -> String {
+    let mut table = Table::new(view, &["SESSION", "REASON"]);
+    let mut any = false;
+    for session in sessions {
+        let error = session.error.as_ref().map(|error| format!("{}: {}", error.what, error.why));
+        let warning = (session.state == SessionState::Warning).then(|| session.warnings.join("; "));
+        if let Some(reason) = error.or(warning) {
+            any = true;
+            table.row(vec![session.session.as_str().into(), reason.into()]);
+        }
+    }
+    if any { format!("\n{}", section("What went wrong", &table.finish())) } else { String::new() }
 }
 
 /// One session at length: `session show`, and the end of `job run --wait`.
@@ -279,6 +363,43 @@ mod tests {
         assert_eq!(waits, "pending, waits for a slot of link dr: place 3, retry 2");
         let stalled = words("running", r#""stalled":{"stage":"target","since":"2026-11-22T19:05:00Z"}"#);
         assert_eq!(stalled, "running, STANDS STILL since 19:05:00 UTC at target, retry 2");
+    }
+
+    /// A run of the lengths that occur.
+    fn run(state: &str, more: &str) -> Session {
+        let text = r#"{"session":"20261122t190501z-3fa2","job":"web","peer":"dr","state":"STATE",
+            "started_at":"2026-11-22T19:05:01Z","ended_at":"2026-11-22T20:04:00Z","disks":[],
+            "bytes":{"virtual":0,"read":1099511627776,"changed":1072693248,"zero":0,"freed":0,"deduplicated":0,
+            "delta_base":0,"sent_payload":0,"sent_wire":167772160,"received_wire":0,"resent":0},
+            "chunks":{"total":0,"unchanged":0,"known":0,"delta":0,"literal":0},"rate_wire_bps":999900000,"eta_ms":null,
+            "stage_load_percent":{"source_host":0,"source_mover":0,"source_accelerator":0,"network":0,
+            "target_accelerator":0,"target_mover":0,"target_host":0},
+            "bottleneck":"source_accelerator","mode":"full","transport_mode":"direct","resumed":0,"restore_point":null,
+            "consistent":null,"warnings":["web.img changed"],MORE}"#;
+        serde_json::from_str(&text.replace("STATE", state).replace("MORE", more)).unwrap()
+    }
+
+    #[test]
+    fn history_has_every_figure_within_80_columns() {
+        let error = r#""error":{"code":"x","what":"Cannot write at dr","why":"it is full","next_step":"n","retry":true}"#;
+        let all =
+            [run("succeeded", r#""error":null"#), run("failed", error), run("warning", r#""error":null"#)];
+        let view = View { wide: false, color: false, now: "2026-11-22T21:00:00Z".parse().unwrap() };
+        let shown = history(&all, &view);
+        let wanted = "\
+STARTED      RESULT     TIME  READ  CHANGED  SENT  RATIO  MBIT/S  SLOWEST
+11-22 19:05  succeeded   58m  1.0T    1023M  160M   6.4x   999.9  src accel
+11-22 19:05  failed      58m  1.0T    1023M  160M   6.4x   999.9  src accel
+11-22 19:05  warning     58m  1.0T    1023M  160M   6.4x   999.9  src accel
+
+What went wrong
+  SESSION                REASON
+  20261122t190501z-3fa2  Cannot write at dr: it is full
+  20261122t190501z-3fa2  web.img changed
+";
+        assert_eq!(shown, wanted);
+        assert!(shown.lines().chain(sessions(&all, &view).lines()).all(|line| line.len() <= 80), "{shown}");
+        assert!(!history(&all[..1], &view).contains("went wrong"));
     }
 
     #[test]

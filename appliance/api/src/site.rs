@@ -20,8 +20,25 @@ pub struct Status {
     pub sessions: Vec<Session>,
     pub jobs: Vec<JobLag>,
     pub datastores: Vec<DatastoreStatus>,
+    /// How many replicas are kept here.
+    #[serde(default)]
+    pub replicas: u64,
+    /// Sessions of other sites that fill a restore point here.
+    #[serde(default)]
+    pub receiving: Vec<Receiving>,
     /// Anything an operator should look at.
     pub warnings: Vec<Warning>,
+}
+
+/// A session of another site, as its target sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Receiving {
+    /// The source site's name here.
+    pub site: String,
+    pub replica: String,
+    /// When its channel was opened; a session that went on after a cut has a new one.
+    #[schema(value_type = String)]
+    pub since: Moment,
 }
 
 /// How far behind a job's last restore point is.

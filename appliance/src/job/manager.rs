@@ -364,6 +364,11 @@ impl JobManager {
                 format!("the session of job {} stands still at {} since {since}", session.job, stall.stage);
             Some(warning(what, &format!("vbrctl session show {}", session.session)))
         }));
+        warnings.extend(running.iter().filter_map(|session| {
+            let error = session.error.as_ref().filter(|_| is_in_trouble(session))?;
+            let what = format!("the session of job {} waits: {}: {}", session.job, error.what, error.why);
+            Some(warning(what, &error.next_step))
+        }));
         for (job, session) in &self.lock().last {
             if session.state == SessionState::Failed {
                 let why =
@@ -404,4 +409,11 @@ pub(super) fn unknown_job(name: &str) -> Problem {
 
 fn age_ms(at: Moment) -> u64 {
     Moment::now().as_millisecond().saturating_sub(at.as_millisecond()).max(0) as u64
+}
+
+/// True where another attempt follows one that failed. Not for what passes by itself (a target that has enough to
+/// do) and not for a lost link, which is a warning of its own.
+fn is_in_trouble(session: &Session) -> bool {
+    let passes = |code: &str| matches!(code, "busy" | "not_connected");
+    session.state == SessionState::Waiting && session.error.as_ref().is_some_and(|e| !passes(&e.code))
 }

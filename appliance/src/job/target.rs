@@ -42,6 +42,7 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(600);
 struct Active {
     abort: CancellationToken,
     done: watch::Receiver<bool>,
+    since: Moment,
 }
 
 /// Serves sources.
@@ -111,6 +112,21 @@ impl TargetService {
         &self.quotas
     }
 
+    /// Replicas that sessions of other sites fill now, in the order of names.
+    pub fn receiving(&self) -> Vec<vbr_api::Receiving> {
+        let active: HashMap<[u8; 16], Moment> = {
+            let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+            active.iter().map(|(key, session)| (*key, session.since)).collect()
+        };
+        let filled = self.datastores.replicas().into_iter().filter_map(|replica| {
+            let since = *active.get(&replica.key())?;
+            Some(vbr_api::Receiving { site: replica.site().into(), replica: replica.name().into(), since })
+        });
+        let mut filled: Vec<_> = filled.collect();
+        filled.sort_by(|a, b| (&a.site, &a.replica).cmp(&(&b.site, &b.replica)));
+        filled
+    }
+
     /// Takes what comes in until the wire ends or the appliance stops.
     pub async fn serve(self: Arc<Self>, mut incoming: mpsc::Receiver<Incoming>) {
         loop {
@@ -171,11 +187,6 @@ impl TargetService {
             Ok(Outcome { next: Next::WhenWoken, finding: None })
         };
         self.tasks.spawn(worker.drive(self.stop.clone(), plan, work));
-    }
-
-    /// Sessions that are received now.
-    pub fn receiving(&self) -> usize {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     async fn session(self: Arc<Self>, peer: PeerRecord, channel: SessionChannel) {
@@ -308,7 +319,7 @@ impl TargetService {
         let (done_tx, done_rx) = watch::channel(false);
         let old = {
             let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-            active.insert(key, Active { abort: abort.clone(), done: done_rx })
+            active.insert(key, Active { abort: abort.clone(), done: done_rx, since: Moment::now() })
         };
         let lease = Lease { service: self.clone(), key, abort, done: done_tx };
         if let Some(mut old) = old {

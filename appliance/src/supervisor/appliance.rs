@@ -25,27 +25,21 @@ use super::replicas::Replicas;
 use super::site::{Site, SiteParts};
 use super::state_dir::{StateDir, private_dir};
 use super::state_move;
+use super::stores::{Stores, open_stores};
 use super::throttle::Throttling;
 use super::warm::WarmingOrders;
-use crate::accelerator::anchors::AnchorStore;
-use crate::accelerator::block_index::BlockIndex;
-use crate::accelerator::global_cache::GlobalCache;
-use crate::accelerator::shared_filter::{SharedFilters, SharedSets};
+use crate::accelerator::shared_filter::SharedFilters;
 use crate::config::{Config, Congestion, Overrides, Transport};
-use crate::control::{self, Api, AuditLog, Orders, RemoteConsole};
-use crate::database::Database;
+use crate::control::{self, Api, Orders, RemoteConsole};
 use crate::error::Problem;
-use crate::host::{HostConfig, HostRegistry};
 use crate::job::{JobManager, SourceStores, SourceWaits, StallBounds, TargetService, Warmings};
 use crate::limits::SOURCE_SESSIONS_MAX;
 use crate::notify::Notifier;
-use crate::repository::datastore::{DatastoreConfig, Datastores};
-use crate::repository::seeds::{InPlace, Seeds};
+use crate::repository::datastore::Datastores;
 use crate::repository::source::SourceRepository;
 use crate::schedule::resources::Bounds;
 use crate::telemetry::logs::LogHandle;
-use crate::throttle::Rules;
-use crate::wire::{Incoming, TransportKind, Wire, WireConfig, write_private};
+use crate::wire::{Incoming, TransportKind, Wire, WireConfig};
 use crate::worker::Workers;
 
 /// A running vbrd.
@@ -61,29 +55,6 @@ pub struct Appliance {
     api: tokio::task::JoinHandle<std::io::Result<()>>,
     restart: Restart,
     _state: StateDir,
-}
-
-/// The parts that block while they open.
-struct Stores {
-    state: StateDir,
-    database: Arc<Database>,
-    cache: Arc<GlobalCache>,
-    anchors: Arc<AnchorStore>,
-    blocks: Arc<BlockIndex>,
-    shared: Arc<SharedSets>,
-    datastores: Arc<Datastores>,
-    hosts: Arc<HostRegistry>,
-    throttle: Arc<Rules>,
-    audit: Arc<AuditLog>,
-    seeds: Arc<Seeds>,
-}
-
-impl Stores {
-    fn warmings(&self, tasks: &TaskTracker, stop: &CancellationToken) -> Arc<Warmings> {
-        let places = InPlace { points: self.datastores.clone(), seeds: self.seeds.clone() };
-        let (cache, blocks) = (self.cache.clone(), self.blocks.clone());
-        Warmings::new(cache, blocks, Arc::new(places), tasks.clone(), stop.clone())
-    }
 }
 
 impl Appliance {
@@ -131,6 +102,7 @@ impl Appliance {
             config: config.clone(),
             wire: wire.clone(),
             jobs: jobs.clone(),
+            target: target.clone(),
             stores: stores.datastores.clone(),
             cache: stores.cache.clone(),
             shared: stores.shared.clone(),
@@ -385,66 +357,6 @@ fn open_directories(config: &Config) -> Result<StateDir, Problem> {
 /// The configuration's lock, whatever happened to a thread that held it.
 pub(super) fn lock(config: &std::sync::Mutex<Config>) -> std::sync::MutexGuard<'_, Config> {
     config.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn open_stores(state: StateDir, config: &Config) -> Result<Stores, Problem> {
-    let database = Database::open(&state.join("database"), config.database_memory_bytes)
-        .map_err(|e| database_problem(&e))?;
-    let cache = GlobalCache::open(
-        &config.cache.path,
-        database.clone(),
-        config.cache.size_bytes,
-        config.cache.reserve_bytes,
-    )
-    .map_err(Problem::from)?;
-    let stores: Vec<DatastoreConfig> = config
-        .datastores
-        .iter()
-        .map(|store| DatastoreConfig {
-            name: store.name.clone(),
-            path: store.path.clone(),
-            reserve_bytes: store.reserve_bytes,
-        })
-        .collect();
-    let datastores = Datastores::open(stores, &config.runtime);
-    let hosts = HostRegistry::open(HostConfig {
-        state_dir: config.state.clone(),
-        runtime_dir: config.runtime.clone(),
-        snapshot_dirs: config.source.snapshot_dirs.clone(),
-        snapshot_floor_bytes: config.source.snapshot_floor_bytes,
-        local_directories: Vec::new(),
-    })
-    .map_err(Problem::from)?;
-    let (anchors, why) =
-        AnchorStore::open(&config.state.join("anchors"), config.accelerator.anchor_memory_bytes);
-    if let Some(why) = why {
-        tracing::warn!(why, "the content anchors are not used as they were saved; they are learned again");
-    }
-    let (blocks, why) = BlockIndex::load(&config.state.join("blocks"), config.accelerator.block_memory_bytes);
-    if let Some(why) = why {
-        tracing::info!(%why, "the index of blocks begins empty");
-    }
-    let (anchors, blocks) = (Arc::new(anchors), Arc::new(blocks));
-    let shared = Arc::new(SharedSets::new(state.join("shared")));
-    let throttle = Arc::new(Rules::open(&state.join("throttle.json"), write_private)?);
-    let audit = Arc::new(AuditLog::open(&state.join("audit"))?);
-    let hosts = Arc::new(hosts);
-    let directories = config.seed_directories.clone();
-    let (seeds, why) = Seeds::open(state.join("seeds.json"), directories, &config.runtime, write_private);
-    if let Some(why) = why {
-        tracing::warn!(why, "the record of seeds is not used; warm images again where they are still wanted");
-    }
-    let seeds = Arc::new(seeds);
-    Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts, throttle, audit, seeds })
-}
-
-fn database_problem(error: &crate::database::DatabaseError) -> Problem {
-    Problem::new(
-        "database",
-        "the database in the state directory cannot be opened",
-        error.to_string(),
-        "check the disk and the permissions of the state directory",
-    )
 }
 
 fn wire_config(config: &Config, stores: &Stores) -> WireConfig {

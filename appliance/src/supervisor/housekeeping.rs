@@ -73,7 +73,7 @@ pub struct Kept {
 impl Kept {
     /// Sessions are under way, so the disks are theirs.
     pub fn is_busy(&self) -> bool {
-        self.target.receiving() > 0 || self.jobs.is_busy()
+        self.target.is_receiving() || self.jobs.is_busy()
     }
 
     /// Starts the workers that belong to no part alone.

@@ -260,6 +260,8 @@ mod tests {
                 free_bytes: 50,
                 reserve_bytes: 5,
             }],
+            replicas: 0,
+            receiving: Vec::new(),
             warnings: vec![warning("critical"), warning("warning"), warning("critical")],
         }
     }

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::control::SiteOrders;
 use crate::database::Database;
 use crate::error::Problem;
-use crate::job::JobManager;
+use crate::job::{JobManager, TargetService};
 use crate::repository::datastore::Datastores;
 use crate::wire::Wire;
 use crate::worker::Workers;
@@ -25,6 +25,8 @@ pub struct SiteParts {
     pub wire: Wire,
     /// Jobs and sessions.
     pub jobs: Arc<JobManager>,
+    /// What other sites send here.
+    pub target: Arc<TargetService>,
     /// Datastores.
     pub stores: Arc<Datastores>,
     /// The global cache.
@@ -60,6 +62,9 @@ impl Site {
         if let Some(what) = self.parts.cache.near_full_warning() {
             warn(what, "free space on the cache's file system, or lower [cache] size");
         }
+        if let Some(what) = self.parts.cache.damage_warning() {
+            warn(what, "look at the kernel log and the health of the disk that holds the cache");
+        }
         if let Some(what) = self.parts.database.warning() {
             warn(what, "nothing to do now; check the disk of the state directory if it recurs");
         }
@@ -92,6 +97,8 @@ impl SiteOrders for Site {
             sessions: parts.jobs.sessions(None, true),
             jobs: parts.jobs.lags(),
             datastores: parts.stores.status(),
+            replicas: parts.stores.replicas().len() as u64,
+            receiving: parts.target.receiving(),
             warnings: self.warnings(),
         })
     }

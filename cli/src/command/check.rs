@@ -161,6 +161,8 @@ mod tests {
                 lag("desk", false, SessionState::Failed),
             ],
             datastores: Vec::new(),
+            replicas: 0,
+            receiving: Vec::new(),
             warnings: levels.iter().map(warning).collect(),
         }
     }

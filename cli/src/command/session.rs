@@ -16,6 +16,9 @@ use crate::wait::{self, Timeout};
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// List sessions, the newest of all jobs unless narrowed
+    ///
+    /// STARTED is in UTC, RATIO what had changed against what was sent. -o wide shows the sessions' names, rates and
+    /// which stage was the slowest.
     #[command(after_help = "Example:\n  vbrctl session list --active --watch")]
     List {
         /// Only of this job
@@ -28,16 +31,15 @@ pub enum Command {
         watch: Watch,
     },
     /// Show one session: bytes read, changed and sent on the wire, and what held it up
-    #[command(after_help = "Example:\n  vbrctl session show 20261122t190501z-3fa2 -o wide")]
+    #[command(after_help = "Example:\n  vbrctl session show web\n  vbrctl session show web -o wide")]
     Show {
+        /// A session, or a job whose running or last session is meant
         session: String,
         #[command(flatten)]
         watch: Watch,
     },
     /// Follow a session until it is over; the exit status is by its end
-    #[command(
-        after_help = "Example:\n  vbrctl session watch web\n  vbrctl session watch 20261122t190501z-3fa2 -o jsonl"
-    )]
+    #[command(after_help = "Example:\n  vbrctl session watch web\n  vbrctl session watch web -o jsonl")]
     Watch {
         /// A session, or a job whose running or last session is meant
         session: String,
@@ -45,8 +47,11 @@ pub enum Command {
         timeout: Timeout,
     },
     /// Cancel a session; the last restore point stays as it is
-    #[command(after_help = "Example:\n  vbrctl session cancel 20261122t190501z-3fa2")]
-    Cancel { session: String },
+    #[command(after_help = "Example:\n  vbrctl session cancel web")]
+    Cancel {
+        /// A session, or a job whose running session is meant
+        session: String,
+    },
 }
 
 impl Command {
@@ -62,21 +67,27 @@ impl Command {
                     if active { "no session runs" } else { "no sessions yet; next: vbrctl job run NAME" };
                 show::list(context, &path, watch.watch, empty, &summary::sessions).await
             }
-            Self::Show { session, watch } if watch.watch => wait::wait(context, &session, None, true).await,
-            Self::Show { session, .. } => {
-                show::one(context, &format!("/v1/sessions/{}", encode(&session)), false, &summary::session)
-                    .await
+            Self::Show { session, watch } => {
+                let id = wait::resolve(context, &session).await?;
+                if watch.watch {
+                    return wait::wait(context, &id, None, true).await;
+                }
+                show::one(context, &format!("/v1/sessions/{}", encode(&id)), false, &summary::session).await
             }
             Self::Watch { session, timeout } => {
                 let id = wait::resolve(context, &session).await?;
                 wait::wait(context, &id, timeout.timeout, true).await
             }
             Self::Cancel { session } => {
+                let session = wait::resolve(context, &session).await?;
                 let path = format!("/v1/sessions/{}/cancel", encode(&session));
                 let document = context.client.post(&path, Patience::Quick).await?;
                 let state =
                     document.one::<Session>().map(|session| session.state.as_str()).unwrap_or("cancelled");
                 let line = match state {
+                    "succeeded" | "warning" | "failed" => {
+                        format!("session {session} was over before: {state}")
+                    }
                     "cancelled" => format!("session {session} cancelled"),
                     state => format!("session {session} is being cancelled (now {state})"),
                 };

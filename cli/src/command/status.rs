@@ -2,27 +2,32 @@
 
 mod all_sites;
 
+use std::io::{self, IsTerminal};
+
 use clap::Args;
 use vbr_api::{DatastoreStatus, JobLag, Peer, Status, Warning};
 
 use super::peer;
 use crate::context::Context;
+use crate::dashboard;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::human;
 use crate::output::View;
-use crate::show::{self, Watch};
+use crate::show;
 use crate::summary;
 use crate::table::{Cell, Facts, Table, Tone, section};
 
 /// The site, its peers and links, running sessions, how far jobs lag, and anything red
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  vbrctl status --watch\n  vbrctl status --all-sites\n\nRPO LAG is the age of what the last restore point shows."
+    after_help = "Example:\n  vbrctl status\n  vbrctl status --watch\n  vbrctl status --all-sites\n\nRPO LAG is the age of what the last restore point shows."
 )]
 pub struct Command {
-    #[command(flatten)]
-    watch: Watch,
+    /// Keep showing it: a screen of its own (q leaves, ? explains); without a terminal or with -o json or jsonl
+    /// one JSON document a line whenever something changed
+    #[arg(long)]
+    watch: bool,
     /// A line for this site and for each peer that lets it manage; exit status 3 where one does not answer
     #[arg(long, conflicts_with = "watch")]
     all_sites: bool,
@@ -33,7 +38,15 @@ impl Command {
         if self.all_sites {
             return all_sites::run(context).await;
         }
-        show::one(context, "/v1/status", self.watch.watch, &render).await
+        let output = context.output;
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+        match self.watch {
+            false => show::one(context, "/v1/status", false, &render).await,
+            true if output.format.is_json() || dumb || !io::stdout().is_terminal() => {
+                show::documents(context, "/v1/status").await
+            }
+            true => dashboard::run(context).await,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! The read half of [`GlobalCache`]; owns nothing of its own. Not its job: who goes on to disk places.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use super::format::ChunkKey;
 use super::index::Location;
@@ -138,6 +139,7 @@ impl GlobalCache {
             "a chunk in the cache is damaged and was dropped; it comes again when it is needed"
         );
         self.shared.counters.bad_records.fetch_add(1, Relaxed);
+        self.shared.damage.note(at.pack, Instant::now());
         self.shared.files.footers().drop_place(key, at.pack, at.offset);
         {
             let mut state = self.shared.state();

@@ -18,6 +18,7 @@
 //! records that wait for their commit (as places, not bytes), and the footers of about 128 packs.
 
 mod commit;
+mod damage;
 mod footers;
 mod format;
 mod index;
@@ -35,6 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use tokio::sync::watch;
 use vbr_api::CacheStats;
@@ -42,6 +44,7 @@ use vbr_api::CacheStats;
 pub use self::index::DiskLocation;
 pub use self::scrub::ScrubReport;
 
+use self::damage::Damage;
 use self::index::Index;
 use self::packs::{Files, Settings};
 use self::state::{Room, State};
@@ -148,6 +151,7 @@ struct Shared {
     progress: Condvar,
     commits: watch::Sender<Commits>,
     counters: Counters,
+    damage: Damage,
 }
 
 impl Shared {
@@ -206,6 +210,7 @@ impl GlobalCache {
             progress: Condvar::new(),
             commits: watch::Sender::new(Commits::default()),
             counters: Counters::default(),
+            damage: Damage::default(),
         });
         let thread = std::thread::Builder::new().name("cache-commit".into());
         let committer = {
@@ -386,6 +391,11 @@ impl GlobalCache {
             shared.work.notify_all(); // Their entries leave the index.
         }
         Ok(evicted)
+    }
+
+    /// What the operator should know of records that failed their check lately.
+    pub fn damage_warning(&self) -> Option<String> {
+        self.shared.damage.warning(Instant::now())
     }
 
     /// What the operator should know: the cache stopped, or the file system keeps it from its size.

@@ -68,8 +68,11 @@ pub enum Command {
         #[command(flatten)]
         yes: Yes,
     },
-    /// List a job's past sessions
-    #[command(after_help = "Example:\n  vbrctl job history web -o wide")]
+    /// List a job's past sessions with their figures, and why some failed
+    ///
+    /// RATIO is what had changed against what was sent, SLOWEST the stage that held the session up (src: at the
+    /// source, tgt: at the target; accel: WAN accelerator), MBIT/S what it sent a second. STARTED is in UTC.
+    #[command(after_help = "Example:\n  vbrctl job history web\n  vbrctl job history web -o wide")]
     History { name: String },
     /// Show what happened to a job, in order: when and why it ran, what it waited for, how it ended
     #[command(after_help = log::EXAMPLE)]
@@ -115,7 +118,7 @@ impl Command {
             Self::History { name } => {
                 let empty = format!("job {name} has not run yet; next: vbrctl job run {name}");
                 let path = format!("{}/history", one(&name));
-                show::list(context, &path, false, &empty, &summary::sessions).await
+                show::list(context, &path, false, &empty, &summary::history).await
             }
             Self::Log(arguments) => arguments.run(context).await,
             Self::Export { name } => definition::export(context, &one(&name)).await,

@@ -1,11 +1,11 @@
 //! Jobs and plans for people.
 
-use vbr_api::{FreeSpace, Job, PendingRetry, Plan, Retry, Schedule};
+use vbr_api::{FreeSpace, Job, PendingRetry, Plan, Retry};
 
 use super::keep;
 use crate::human;
 use crate::output::View;
-use crate::summary::state_cell;
+use crate::summary::{self, state_cell};
 use crate::table::{Cell, Facts, Table, Tone, section};
 
 /// Jobs as a table.
@@ -56,7 +56,7 @@ pub fn facts(job: &Job, view: &View) -> String {
         )
         .add_some("Seed", job.spec.seed.clone())
         .add_some("Rate", job.spec.rate_bps.map(|rate| format!("at most {}", human::rate(rate))))
-        .add("Schedule", schedule(job))
+        .add("Schedule", summary::schedule(job))
         .add("Window", job.spec.schedule.window.clone().unwrap_or_else(|| "any time".into()))
         .add("Priority", job.spec.priority.as_str())
         .add("Retries", retries(job.spec.retry))
@@ -111,16 +111,6 @@ fn next_run(job: &Job, view: &View) -> String {
         Some(at) if at <= view.now => "now".into(),
         Some(at) => format!("in {}", human::span_short(human::between(view.now, at))),
         None => String::new(),
-    }
-}
-
-fn schedule(job: &Job) -> String {
-    match &job.spec.schedule {
-        Schedule { every_ms: Some(ms), .. } => format!("every {}", human::exact_span(*ms)),
-        Schedule { at: Some(at), .. } => format!("at {at}"),
-        Schedule { after: Some(after), .. } => format!("after job {after}"),
-        Schedule { continuous: true, .. } => "continuous".into(),
-        _ => "by order".into(),
     }
 }
 
