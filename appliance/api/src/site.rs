@@ -150,6 +150,7 @@ pub struct GrantRequest {
     pub quota_bytes: Option<u64>,
     pub max_points: Option<u32>,
     /// Whether a console there may give orders here.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub manage: Option<bool>,
 }
 

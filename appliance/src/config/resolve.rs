@@ -95,17 +95,17 @@ pub(super) fn resolve(
             level: checker.log_level("log.level", raw.log.level.as_ref()),
             format: checker.log_format("log.format", raw.log.format.as_ref()),
         },
-        database_memory_bytes: raw
-            .memory
-            .database
-            .as_ref()
-            .and_then(|v| checker.size("memory.database", v, 8 * MIB, 0))
-            .map_or(DATABASE_MEMORY_BYTES, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+        database_memory_bytes: database_memory(&raw.memory, checker),
         accelerator: accelerator(&raw.accelerator, checker),
         file: path.map(|p| absolute(&p)),
         state,
         runtime,
     }
+}
+
+fn database_memory(raw: &file::Memory, checker: &mut Checker) -> usize {
+    let said = raw.database.as_ref().and_then(|value| checker.size("memory.database", value, 8 * MIB, 0));
+    said.map_or(DATABASE_MEMORY_BYTES, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
 fn quota(raw: &file::Quota, checker: &mut Checker) -> vbr_api::PeerQuota {

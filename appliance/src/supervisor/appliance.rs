@@ -76,16 +76,7 @@ impl Appliance {
                 .await
                 .map_err(|e| e.problem("start the wire"))?;
         let warmings = stores.warmings(&tasks, &stop);
-        let target = TargetService::new(
-            stores.cache.clone(),
-            stores.blocks.clone(),
-            stores.shared.clone(),
-            warmings.clone(),
-            config.retention_min_age,
-            tasks.clone(),
-            stop.clone(),
-        );
-        target.quotas().set_site(config.quota);
+        let target = target_service(&stores, &warmings, &config, (&tasks, &stop));
         let (to_target, for_target) = mpsc::channel(1);
         tasks.spawn(target.clone().serve(for_target));
         let workers = Workers::new(Some(stores.database.clone()));
@@ -304,6 +295,25 @@ fn slots(config: &Config) -> Bounds {
 }
 
 /// Warming gives way to sessions, and goes on with what an earlier vbrd began.
+fn target_service(
+    stores: &Stores,
+    warmings: &Arc<Warmings>,
+    config: &Config,
+    (tasks, stop): (&TaskTracker, &CancellationToken),
+) -> Arc<TargetService> {
+    let target = TargetService::new(
+        stores.cache.clone(),
+        stores.blocks.clone(),
+        stores.shared.clone(),
+        warmings.clone(),
+        config.retention_min_age,
+        tasks.clone(),
+        stop.clone(),
+    );
+    target.quotas().set_site(config.quota);
+    target
+}
+
 fn begin_warming(
     warmings: &Arc<Warmings>,
     target: &Arc<TargetService>,

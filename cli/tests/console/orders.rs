@@ -209,7 +209,7 @@ fn warming_is_ordered_watched_and_ended() {
     let ordered = fake.run(&["cache", "warm", "/srv/seed/web.img,format=qcow2", "--peer", "dr"]);
     assert!(ordered.code == 0 && ordered.out.contains("a-1"), "{ordered:?}");
     let waited = fake.run(&["cache", "warm", "branch/web@latest", "--wait", "-o", "json"]);
-    assert!(waited.code == 0 && waited.out.contains("\"state\":\"succeeded\""), "{waited:?}");
+    assert!(waited.code == 0 && waited.out.contains("\"state\": \"succeeded\""), "{waited:?}");
     let listed = fake.run(&["cache", "warm"]);
     assert!(listed.out.contains("/srv/seed/web.img") && listed.out.contains("50"), "{listed:?}");
     assert!(fake.run(&["cache", "warm", "--cancel", "a-1"]).code == 0);
