@@ -230,7 +230,8 @@ impl Hook {
                 Err(Failed::Passing(why)) if !last => {
                     tracing::debug!(hook = self.section.name, why, "a webhook failed; it is tried again");
                 }
-                Err(failed) => return Err(format!("{}: {}", webhook.url, failed.why())),
+                // Without the path, which may be a secret: errors are shown to remote consoles as well.
+                Err(failed) => return Err(format!("{}: {}", webhook.authority, failed.why())),
             }
             tokio::time::sleep(pause).await;
             pause *= 5;
