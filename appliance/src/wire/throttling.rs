@@ -104,7 +104,7 @@ impl Driver {
         }
     }
 
-    /// Several times a second: what came into force or ceased to be, and what the kernel sent again.
+    /// Several times a second: what came into force or ceased to be, what the kernel sent again, and pauses of BBR.
     pub(super) fn tend_throttling(&mut self, now: Instant) {
         if self.throttling.look(Timestamp::now()) {
             let all: Vec<ConnectionId> = self.connections.keys().copied().collect();
@@ -115,6 +115,7 @@ impl Driver {
         for connection in self.connections.values_mut().filter(|connection| !connection.limits.is_empty()) {
             let counters = &connection.context.counters;
             let Some(probe) = &counters.probe else { continue };
+            probe.spare_the_look(now);
             let retransmitted = probe.figures().retransmitted;
             let again = retransmitted.saturating_sub(connection.retransmitted);
             connection.retransmitted = retransmitted;

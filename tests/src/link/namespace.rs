@@ -10,9 +10,12 @@ use std::process::Command;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::process::run;
+
+/// What the package installs.
+const SYSCTL: &str = include_str!("../../../systemd/sysctl.d/60-vbr.conf");
 
 /// A network namespace; removed when dropped.
 #[derive(Debug)]
@@ -21,7 +24,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Two new namespaces with loopback up.
+    /// Two new namespaces with loopback up, and socket buffers as the package sets them: with the kernel's own
+    /// (4 MiB, of which 2.8 are payload) no connection takes more than 280 Mbit/s over 80 ms.
     pub fn pair() -> Result<(Self, Self)> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -29,6 +33,17 @@ impl Namespace {
             let namespace = Self { name: format!("vbr-{}-{number}{end}", std::process::id()) };
             run("ip", ["netns", "add", &namespace.name]).context("network namespaces need root")?;
             run("ip", ["-n", &namespace.name, "link", "set", "lo", "up"])?;
+            let settings = SYSCTL.lines().filter(|line| line.starts_with("net."));
+            for (key, value) in settings.filter_map(|line| line.split_once(" = ")) {
+                let mut set = namespace.command("sh");
+                set.args([
+                    "-c",
+                    "echo \"$1\" > \"$0\"",
+                    &format!("/proc/sys/{}", key.replace('.', "/")),
+                    value,
+                ]);
+                ensure!(set.status()?.success(), "{key} cannot be set in a namespace");
+            }
             Ok::<_, anyhow::Error>(namespace)
         };
         Ok((make("s")?, make("t")?))
