@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use file::KEYS;
+#[cfg(test)]
+pub(crate) use housekeeping::parse_webhook;
 pub use housekeeping::{HistorySection, NotifyEvent, NotifySection, PacedSection, Webhook};
 pub use values::{parse_duration, parse_rate, parse_size};
 

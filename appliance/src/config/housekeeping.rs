@@ -82,6 +82,16 @@ pub struct Webhook {
     pub host: String,
     /// Path and query.
     pub path: String,
+    /// `https`
+    pub tls: bool,
+}
+
+impl Webhook {
+    /// The host without its port, and an IPv6 address without its brackets: what a certificate is for.
+    pub fn name(&self) -> &str {
+        let host = self.authority.rsplit_once(':').map_or(self.authority.as_str(), |(host, _)| host);
+        host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+    }
 }
 
 /// `[notify.NAME]`
@@ -210,17 +220,13 @@ fn webhook(key: &str, value: &Spanned<String>, checker: &mut Checker) -> Option<
     }
 }
 
-/// `http://HOST[:PORT][/PATH]`; vbr speaks no TLS of its own.
-fn parse_webhook(url: &str) -> Result<Webhook, String> {
-    if url.starts_with("https://") {
-        return Err(format!(
-            "\"{url}\" needs TLS, which webhooks here do not have; let a command do it, which gets the same JSON on \
-             its standard input: command = [\"/usr/bin/curl\", \"-fsS\", \"-m\", \"10\", \"-H\", \
-             \"Content-Type: application/json\", \"--data-binary\", \"@-\", \"{url}\"]"
-        ));
-    }
-    let fault = || format!("\"{url}\" is no address of a webhook; allowed: \"http://HOST[:PORT]/PATH\"");
-    let rest = url.strip_prefix("http://").ok_or_else(fault)?;
+/// `http[s]://HOST[:PORT][/PATH]`
+pub fn parse_webhook(url: &str) -> Result<Webhook, String> {
+    let fault = || format!("\"{url}\" is no address of a webhook; allowed: \"http[s]://HOST[:PORT]/PATH\"");
+    let (rest, tls) = match url.strip_prefix("https://") {
+        Some(rest) => (rest, true),
+        None => (url.strip_prefix("http://").ok_or_else(fault)?, false),
+    };
     let (host, path) = match rest.find('/') {
         Some(at) => rest.split_at(at),
         None => (rest, "/"),
@@ -234,12 +240,13 @@ fn parse_webhook(url: &str) -> Result<Webhook, String> {
     let authority = match bare.rsplit_once(':') {
         Some((_, port)) if port.parse::<u16>().is_ok_and(|port| port > 0) => host.to_string(),
         Some(_) => return Err(fault()),
+        None if tls => format!("{host}:443"),
         None => format!("{host}:80"),
     };
     if authority.starts_with(':') {
         return Err(fault());
     }
-    Ok(Webhook { url: url.into(), authority, host: host.into(), path: path.into() })
+    Ok(Webhook { url: url.into(), authority, host: host.into(), path: path.into(), tls })
 }
 
 pub(super) fn render(config: &Config, line: &mut dyn FnMut(String)) {
@@ -299,9 +306,8 @@ mod tests {
             ("[notify.a]\nwebhook = \"http://x/\"\n", "`on` is missing"),
             ("[notify.a]\non = [\"failure\"]\n", "neither `webhook` nor `command`"),
             ("[notify.a]\non = [\"fire\"]\nwebhook = \"http://x/\"\n", "\"rpo-missed\""),
-            ("[notify.a]\non = [\"failure\"]\nwebhook = \"https://x/y\"\n", "/usr/bin/curl"),
-            ("[notify.a]\non = [\"failure\"]\nwebhook = \"http://x:0/y\"\n", "http://HOST"),
-            ("[notify.a]\non = [\"failure\"]\nwebhook = \"http:///y\"\n", "http://HOST"),
+            ("[notify.a]\non = [\"failure\"]\nwebhook = \"https://x:0/y\"\n", "http[s]://HOST"),
+            ("[notify.a]\non = [\"failure\"]\nwebhook = \"http:///y\"\n", "http[s]://HOST"),
             ("[notify.a]\non = [\"failure\"]\ncommand = [\"curl\"]\n", "absolute path"),
             ("[notify.a]\non = [\"failure\"]\ncommand = [\"/x\"]\ntimeout = \"1h\"\n", "10m"),
             ("[scrub]\nevery = \"1s\"\n", "5s"),
@@ -323,6 +329,9 @@ mod tests {
         let parsed = |url: &str| parse_webhook(url).map(|hook| (hook.authority, hook.path));
         assert_eq!(parsed("http://ops.lan"), Ok(("ops.lan:80".into(), "/".into())));
         assert_eq!(parsed("http://[::1]/x"), Ok(("[::1]:80".into(), "/x".into())));
+        assert_eq!(parsed("https://ops.lan/x?y"), Ok(("ops.lan:443".into(), "/x?y".into())));
+        let name = |url: &str| parse_webhook(url).expect("is right").name().to_owned();
+        assert_eq!([name("https://[::1]:8443/"), name("https://ops.lan/")], ["::1", "ops.lan"]);
         for bad in
             ["ftp://x", "http://", "http://a b/", "http://x:y/", "http://u@x/", "http://:80/", "http://x/#y"]
         {

@@ -336,6 +336,14 @@ impl Bases {
         page().is_some_and(|ids| !ids[position].is_zero())
     }
 
+    /// True where the base had other content at this place, of which nothing is left here.
+    pub fn has_lost(&self, ctx: &Replication, key: PageKey, position: usize) -> bool {
+        let page = || self.page(ctx, &ctx.job, key.0, ctx.base_table(key.0)?.get(key.1)?);
+        let Some(id) = page().map(|ids| ids[position]).filter(|id| !id.is_zero()) else { return false };
+        let here = lock(&self.chunks.0).contains(&id.short());
+        !here && self.cache.contains_many(ctx.key.tag(), &[id.short()]) != [true]
+    }
+
     /// Keeps a chunk that was sent, for the day it is overwritten. Content that replaced other content has
     /// a record of being overwritten and may push out what has none; the rest fills what room is left.
     pub fn keep_sent(&self, ctx: &Replication, id: ChunkId, data: &[u8], replaced: bool) {

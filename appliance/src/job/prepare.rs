@@ -170,7 +170,8 @@ fn prepare(ctx: &Replication, page: Work, looks: bool) -> Result<Option<Prepared
             let clocks = &ctx.handle.clocks;
             clocks.source_accelerator.time(|| {
                 let explained = offer_bases(ctx, &anchors_of(&data), &mut probe.bases);
-                if !explained && probe.blocks.len() < PROBE_CHUNKS_MAX && pays(ctx) {
+                let lost = || ctx.bases.has_lost(ctx, page.key, wanted.position);
+                if (!explained || lost()) && probe.blocks.len() < PROBE_CHUNKS_MAX && pays(ctx) {
                     let chunk = page.key.1 * PAGE_CHUNKS as u64 + wanted.position as u64;
                     let ids = block_ids(&ctx.key, &data)
                         .iter()

@@ -169,7 +169,9 @@ pub async fn transmit(
         if let Some((then, before)) = last.replace((now, crossed)) {
             let (took, outstanding) = (now - then, pipe.outstanding());
             let crossed = crossed.saturating_sub(before);
-            ctx.line_seen(Seen { took, idle, crossed, outstanding, waited });
+            let queued = sender.queued_bytes() > 0;
+            let delivered = sender.delivery_rate().map(|rate| rate as f64);
+            ctx.line_seen(Seen { took, idle, crossed, outstanding, waited, queued, delivered });
         }
         for batch in batches {
             let start = Instant::now();

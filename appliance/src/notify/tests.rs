@@ -16,6 +16,7 @@ fn section(webhook: Option<String>, command: &[&str]) -> NotifySection {
             host: authority.clone(),
             authority,
             path: "/hook".into(),
+            tls: false,
         }),
         command: command.iter().map(ToString::to_string).collect(),
         timeout: Duration::from_millis(800),

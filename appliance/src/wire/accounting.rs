@@ -117,6 +117,12 @@ impl ConnectionCounters {
         }
     }
 
+    /// Bytes a second that were delivered of late, and no more than a rule allows; over QUIC nobody knows.
+    fn delivery_rate(&self) -> Option<u64> {
+        let rate = self.probe.as_ref()?.figures().delivery_rate;
+        Some(self.valve.limit_bps().map_or(rate, |limit| rate.min(limit / 8)))
+    }
+
     /// Bytes that the kernel has taken so far; over QUIC nobody knows.
     pub fn taken(&self) -> u64 {
         self.probe.as_ref().map_or(0, |probe| probe.figures().taken())
@@ -222,6 +228,14 @@ impl ChannelCounters {
     /// Its share of the TCP payload received. Live while the channel is.
     pub fn received_wire(&self) -> u64 {
         self.wire().received
+    }
+
+    /// Bytes a second that the lines below delivered of late, as far as their kernels and rules say: what they take at
+    /// least. None over QUIC.
+    pub fn delivery_rate(&self) -> Option<u64> {
+        let rates =
+            lock(&self.shares).iter().filter_map(|share| share.connection.delivery_rate()).sum::<u64>();
+        (rates > 0).then_some(rates)
     }
 
     /// The channel is over: what the connections carry from now on is not its own.

@@ -272,6 +272,13 @@ impl SessionSender {
         CHANNEL_SEND_BYTES_MAX - self.open.channel.permits.available_permits().min(CHANNEL_SEND_BYTES_MAX)
     }
 
+    /// Bytes a second that the line takes at least: what was delivered of late, and no more than the session's own rate.
+    pub fn delivery_rate(&self) -> Option<u64> {
+        let own = self.open.channel.limit.get().map(|limit| limit.lock().rate_bps() / 8);
+        let rate = self.open.channel.counters.delivery_rate()?;
+        Some(own.map_or(rate, |own| rate.min(own)))
+    }
+
     /// What the channel costs.
     pub fn counters(&self) -> Arc<ChannelCounters> {
         self.open.channel.counters.clone()

@@ -57,6 +57,9 @@ impl Driver {
         for (peer, list) in &links {
             self.spread_bundles(peer, list);
             self.grow(*peer, list, now);
+            for link in list.iter().filter(|link| link.is_held_back()) {
+                link.context.counters.probe.iter().for_each(|probe| probe.spare_the_look(now));
+            }
         }
         let idle: HashSet<ConnectionId> = links
             .values()

@@ -124,6 +124,12 @@ impl Link {
         self.mux.outbox().bulk_waits() || accepted.is_some_and(|mux| mux.outbox().bulk_waits())
     }
 
+    /// True where all that waits is held back by its sessions' own rates.
+    pub fn is_held_back(&self) -> bool {
+        let accepted = self.context.accepted.get();
+        self.mux.outbox().is_held_back() || accepted.is_some_and(|mux| mux.outbox().is_held_back())
+    }
+
     /// Both sides can run a session over several links.
     pub fn can_bundle(&self) -> bool {
         self.capabilities & capability::BUNDLES != 0

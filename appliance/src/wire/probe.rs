@@ -126,8 +126,8 @@ impl Probe {
         *pace = (rate, lowat);
     }
 
-    /// Lets BBR begin anew where a rule bounds the connection and the line does not; to be called several times a
-    /// second.
+    /// Lets BBR begin anew where the line is not what bounds the connection; to be called several times a second where
+    /// a rule does, or the rates of its sessions.
     ///
     /// Every 10 s BBR sends no more than four packets a round trip for 200 ms, to see how short that is with empty
     /// queues: 10 % of a second's bytes are missing at 2 Mbit/s and 40 ms, 20 % from 8 Mbit/s on. A connection that is

@@ -232,6 +232,11 @@ impl Outbox {
         self.core().scheduler.bulk_waits()
     }
 
+    /// True where sessions' own rates hold something back.
+    pub fn is_held_back(&self) -> bool {
+        self.core().scheduler.next_due().is_some()
+    }
+
     /// Nothing goes out any more; what waits is dropped.
     pub fn kill(&self) {
         let mut core = self.core();

@@ -22,7 +22,7 @@ Example:
   vbrctl throttle set dr --rate 20Mbit --peer dr
   vbrctl throttle set mpls --rate 2Mbit --network 10.1.0.0/16
 
-A rule bounds everything this site sends to those it is for, all of them together, as TCP payload. Where several rules
+A rule bounds everything this site sends to those it is for, all of them together, as TCP payload. Where several rules \
 are in force, the lowest wins. The other site's rules bound what comes back.";
 
 /// Rules for how much this site may send, to whom, and when

@@ -3,15 +3,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::line::{Line, PAST_SECONDS, Seen};
+use super::line::{Line, PAST_SECONDS, QUICK_LINE, Seen};
 use super::{Choice, Content, Effort, FIRST, Harder, Made, Spare, TIERS, TRIED};
 
 /// A tier that costs no more than this against the cheapest counts as equal.
 const EQUAL: f64 = 1.1;
 /// What work takes against what was measured: reading, hashing and the line need the processor as well.
 const WORK_RESERVE: f64 = 1.2;
-/// From here on (200 Mbit/s) time counts before bytes.
-const QUICK_LINE: f64 = 25e6;
 /// Below this (2 Gbit/s) the first tier is not used: bytes count where a line is a line.
 pub(super) const FAST_LINE: f64 = 250e6;
 /// Weight of the newest measurement.
@@ -151,12 +149,15 @@ impl Controller {
             self.work[late.tier] = Some((smooth(known, slower), 0));
         }
         self.gain = self.gain.and_then(older);
-        let slot = &mut self.work[tier];
-        *slot = Some((slot.map_or(work / weight, |(old, _)| smooth(old, work / weight)), 0));
         self.weight = smooth(self.weight, weight / plain);
         self.ratio = smooth(self.ratio, made.sampled as f64 / plain);
         self.raw = made.stored >= made.plain;
-        // What went raw tells nothing of bases, but that there are none for noise.
+        // What went raw tells nothing of bases, but that there are none for noise; nor of a tier's work, for a probe
+        // saw that it is none.
+        if !self.raw {
+            let slot = &mut self.work[tier];
+            *slot = Some((slot.map_or(work / weight, |(old, _)| smooth(old, work / weight)), 0));
+        }
         if TIERS[tier].bases && !self.raw {
             let without = made.sampled.max(made.plain / 200) as f64;
             let gain = made.stored as f64 / without / TIERS[tier].prior.1;

@@ -3,11 +3,13 @@
 //! The line was busy all the time between two batches where the second found the first ones still on
 //! their way: then what the target called durable meanwhile is what the line took. Where it ran dry that
 //! is only a lower bound, and a line that is never seen full is taken to be faster than last seen, now and
-//! then; less and less often where that proves wrong. Sums over several batches, because a batch becomes
-//! durable all at once.
+//! then; less and less often where that proves wrong. Until it was full once in a session, what the kernel saw
+//! delivered is taken for granted. Sums over several batches, because a batch becomes durable all at once.
 
 use std::time::Duration;
 
+/// From here on (200 Mbit/s) time counts before bytes.
+pub const QUICK_LINE: f64 = 25e6;
 /// A line that is never full is taken to be this much faster than last seen, now and then.
 const FASTER: f64 = 1.5;
 /// The same while nobody ever saw it full: from nothing to a rack's in a few guesses, for until then each byte costs
@@ -27,8 +29,8 @@ const RATE_MIN: f64 = 1000.0;
 /// A stretch in which the sender had nothing to pack for more than this share of it says nothing.
 const IDLE: f64 = 0.3;
 
-/// A line is settled where its rate did not change by more than this part in [`SETTLE_SECONDS`] in which it was full: at
-/// its start congestion control feels for its rate, and what was packed then seems to last longer than it does.
+/// A line is settled where its rate did not change by more than this part in [`SETTLE_SECONDS`] in which it was full, and
+/// something waited for it: credit may be what bounds a session over a long line. At its start congestion control feels for its rate, and what was packed then seems to last longer than it does.
 const SETTLED: f64 = 1.25;
 const SETTLE_SECONDS: f64 = 0.5;
 
@@ -45,6 +47,10 @@ pub struct Seen {
     pub outstanding: u64,
     /// The batch was there before it could be handed on.
     pub waited: bool,
+    /// Something waited for the line when it was, so that not credit alone held it up.
+    pub queued: bool,
+    /// Bytes a second that the kernel saw delivered of late, other sessions' included.
+    pub delivered: Option<f64>,
 }
 
 /// See the module.
@@ -62,6 +68,11 @@ pub struct Line {
     unfilled: u32,
     patience: u32,
     seen_full: bool,
+    /// In it, nothing waited for the line at some look.
+    starved: bool,
+    /// It was full in this session, and not for want of credit: then this session's part of it is known, which others may
+    /// share.
+    full_here: bool,
     /// What the line took before it was taken to be faster.
     guessed_from: Option<f64>,
     /// What it took some time ago, and for how long it was full since.
@@ -96,28 +107,47 @@ impl Line {
     pub fn seen(&mut self, seen: Seen) {
         let past = self.rate.map_or(0.0, |rate| rate * PAST_SECONDS).max(SAMPLE.0 / 4.0);
         self.dry |= !seen.waited && seen.outstanding as f64 <= past;
+        self.starved |= !seen.queued;
         self.open.0 += seen.crossed as f64;
         self.open.1 += seen.took.as_secs_f64();
         self.open.2 += seen.idle.min(seen.took).as_secs_f64();
         let (bytes, seconds, idle) = self.open;
+        let faster = |delivered: &f64| self.rate.is_none_or(|rate| rate * SETTLED < *delivered);
+        let delivered = seen.delivered.filter(|_| !self.full_here).filter(faster);
+        if let Some(quick) = delivered.filter(|delivered| *delivered >= QUICK_LINE) {
+            // Nothing to wait for: until enough crossed to measure, each byte would cost work that it is too fast for.
+            (self.rate, self.waits, self.unfilled) = (Some(quick), false, 0);
+            return;
+        }
         if seconds <= 0.0 || (bytes < SAMPLE.0 && seconds - idle < SAMPLE.1) {
             return;
         }
         self.open = (0.0, 0.0, 0.0);
+        let starved = std::mem::take(&mut self.starved);
         if !std::mem::take(&mut self.dry) {
             self.full = (self.full.0 * KEEP + bytes, self.full.1 * KEEP + seconds);
-            let rate = (self.full.0 / self.full.1).max(RATE_MIN);
+            let least = seen.delivered.filter(|_| starved && !self.full_here).unwrap_or(RATE_MIN);
+            let rate = (self.full.0 / self.full.1).max(least);
             self.rate = Some(rate);
             if let Some(before) = self.guessed_from.take() {
                 let right = rate > before * (1.0 + FASTER) / 2.0;
                 self.patience = if right { PATIENCE.0 } else { (self.patience * 2).min(PATIENCE.2) };
             }
-            (self.waits, self.unfilled, self.seen_full) = (true, 0, true);
+            (self.waits, self.unfilled) = (true, 0);
+            self.seen_full = true;
+            self.full_here |= !starved;
             self.earlier.1 += seconds;
-            if self.earlier.1 >= SETTLE_SECONDS {
+            if starved {
+                (self.earlier, self.settled) = ((rate, 0.0), false);
+            } else if self.earlier.1 >= SETTLE_SECONDS {
                 let before = std::mem::replace(&mut self.earlier, (rate, 0.0)).0;
                 self.settled = rate <= before * SETTLED && before <= rate * SETTLED;
             }
+            return;
+        }
+        if let Some(delivered) = delivered {
+            // A lower bound, no guess: it doubles with each round trip while congestion control feels for its rate.
+            (self.rate, self.waits, self.unfilled) = (Some(delivered.max(RATE_MIN)), false, 0);
         } else if idle < seconds * IDLE {
             self.unfilled += 1;
             if self.unfilled >= self.patience {

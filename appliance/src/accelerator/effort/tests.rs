@@ -143,7 +143,7 @@ impl World {
         let (given, mut durable) = self.bytes(sent);
         let outstanding = (given - durable) as u64;
         let taken = sent;
-        let crossed = durable;
+        let (crossed, queued) = (durable, self.crossed > taken);
         for batch in self.batches.clone() {
             if all + stored - durable > CREDIT && batch.1 > sent {
                 (sent, durable) = (batch.1, self.bytes(batch.1).1);
@@ -167,6 +167,7 @@ impl World {
             crossed: (crossed - self.before.1) as u64,
             outstanding,
             waited: ready < turn,
+            queued,
             ..Seen::default()
         };
         self.before = (taken, crossed);
@@ -324,6 +325,26 @@ fn a_guess_that_proves_wrong_is_made_later_the_next_time() {
         assert!(line.waits());
     }
     assert_eq!(patience, [3, 6, 12, 24, 48, 96, 96]);
+}
+
+#[test]
+fn what_was_delivered_is_no_guess_until_the_line_is_full() {
+    let delivered =
+        |rate: f64, outstanding| Seen { delivered: Some(rate), queued: true, ..seen(outstanding) };
+    let mut line = Line::new(None);
+    for rate in [5e6, 20e6, 100e6] {
+        line.seen(delivered(rate, 0));
+        assert_eq!((line.rate(), line.waits()), (Some(rate), false));
+    }
+    line.seen(delivered(110e6, 0));
+    assert_eq!(line.rate(), Some(100e6), "much the same");
+    (0..20).for_each(|_| line.seen(Seen { queued: false, ..delivered(100e6, 64 << 20) }));
+    assert_eq!(line.rate(), Some(100e6), "credit held it up");
+    (0..20).for_each(|_| line.seen(delivered(100e6, 64 << 20)));
+    let part = line.rate().unwrap();
+    assert!(line.waits() && part < 3e6, "others have the rest: {line:?}");
+    line.seen(delivered(100e6, 0));
+    assert_eq!((line.rate(), line.waits()), (Some(part), true));
 }
 
 #[test]

@@ -28,7 +28,7 @@ Example:
   vbrctl cache warm
   vbrctl cache warm --cancel 6928a1b0-1
 
-An image is not copied: its chunks are read where it lies, and verified, whenever a session needs them. It must stay
+An image is not copied: its chunks are read where it lies, and verified, whenever a session needs them. It must stay \
 there until the first run is over.";
 
 /// Read an image, or a restore point kept here, so that its chunks need not cross the link; without a name, list

@@ -16,13 +16,18 @@ use crate::human;
 pub const EXAMPLE: &str = "\
 Example:
   vbrctl job create web --disk /srv/vm/web.img --target dr --keep 14
-  vbrctl job create mail --disk system.qcow2,format=qcow2 --disk data.img --target dr/fast
+  vbrctl job create mail --disk system.qcow2,format=qcow2 --disk data.img \\
+      --target dr/fast
   vbrctl job create shop --vm local/shop --exclude /srv/vm/swap.img --target dr
-  vbrctl job create crm --disk /srv/vm/crm.img --target dr --every 15m --window 'Mon..Fri 18:00-07:00'
-  vbrctl job create erp --disk /srv/vm/erp.img --target dr --keep 24 --keep-daily 7 --keep-weekly 4 --keep-monthly 12
+  vbrctl job create crm --disk /srv/vm/crm.img --target dr --every 15m \\
+      --window 'Mon..Fri 18:00-07:00'
+  vbrctl job create erp --disk /srv/vm/erp.img --target dr --keep 24 \\
+      --keep-daily 7 --keep-weekly 4 --keep-monthly 12
   vbrctl job create bulk --disk /srv/vm/bulk.img --target dr --rate 8Mbit
-  vbrctl job create shop --disk /srv/vm/shop.img --target dr --seed /var/lib/vbr/datastore/seed/shop.img
-  vbrctl job create log --disk /srv/vm/log.img --target dr --at 'Mon..Fri 02:00' --priority low --retry 5/10m
+  vbrctl job create shop --disk /srv/vm/shop.img --target dr \\
+      --seed /var/lib/vbr/datastore/seed/shop.img
+  vbrctl job create log --disk /srv/vm/log.img --target dr \\
+      --at 'Mon..Fri 02:00' --priority low --retry 5/10m
   vbrctl job create --from web.toml";
 
 #[derive(Args, Debug)]

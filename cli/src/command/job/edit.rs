@@ -16,7 +16,7 @@ Example:
   vbrctl job edit web --manual
   vbrctl job edit mail --disk /srv/vm/mail.img --disk /srv/vm/mail-2.img
 
---disk names all disks of the job: one that is new is copied whole by the next run, and one that is left out
+--disk names all disks of the job: one that is new is copied whole by the next run, and one that is left out \
 is taken out of the job with --drop-disks only. A session that runs goes on with what it began with.";
 
 #[derive(Args, Debug)]
