@@ -99,7 +99,8 @@ impl Controller {
             raw: false,
             batches: 0,
         };
-        let first = line_bytes_per_second.map_or(FIRST, |line| new.cheapest(line)).min(FIRST).min(end - 1);
+        let known = |line| new.cheapest(line).min(TRIED - 1);
+        let first = line_bytes_per_second.map_or(FIRST, known).min(end - 1);
         (new.tier, new.kept_up, new.bases) = (first, first, TIERS[first].bases);
         new
     }
