@@ -163,6 +163,61 @@ fn what_is_warmed_while_a_job_runs_does_not_cross_and_never_spoils_a_point() -> 
 }
 
 #[test]
+fn a_job_goes_on_with_a_replica_that_is_there() -> Result<()> {
+    let world = slow_line()?;
+    let old = machine(&world, "shop")?;
+    world.job("shop-old", &old)?;
+    let plain = crossed(&world.run("shop-old")?);
+    let before = world.keep(&old, "before")?;
+    let first = world.points("shop-old")?;
+
+    // The machine moves and grows. While that job is there its replica is nobody else's.
+    let new = world.path("moved.img");
+    disk::copy(&old, &new)?;
+    a_week_passes(&new)?;
+    disk::set_len(&new, 65 * MIB)?;
+    let path = new.to_string_lossy();
+    let words = ["job", "create", "shop", "--disk", &path, "--target", "dr", "--retry", "0", "--map", "shop-old"];
+    let why = world.source.fails(&words, 1)?;
+    ensure!(why.contains("job shop-old fills it"), "{why}");
+    world.source.ok(&["job", "remove", "shop-old", "--yes"])?;
+
+    let second = before.to_string_lossy();
+    let two = [&words[..], &["--disk", &second]].concat();
+    let why = world.source.fails(&two, 1)?;
+    ensure!(why.contains("has 1 disks, the job has 2"), "{why}");
+    let mut none = words;
+    none[10] = "none-such";
+    world.source.fails(&none, 5)?;
+
+    world.source.ok(&words)?;
+    world.source.ok(&words)?;
+    let session = world.run("shop")?;
+    ensure!(session.mode == "full-compare" && session.resumed == 0, "{session:?}");
+    ensure!(crossed(&session) * 20 < plain, "{} of {plain} bytes crossed", crossed(&session));
+    let points = world.points("shop-old")?;
+    ensure!(points.len() == 2 && points[0].id == first[0].id, "{points:?}");
+    ensure!(points[1].base.as_ref() == Some(&points[0].id), "{points:?}");
+    world.prove(&format!("shop-old@{}", points[0].id), &[&before])?;
+    world.prove_latest("shop-old", &[&new])?;
+
+    disk::write_random(&new, MIB, 70_000, 9)?;
+    let session = world.run("shop")?;
+    ensure!(session.mode == "incremental", "{}", session.mode);
+    world.prove_latest("shop-old", &[&new])?;
+
+    // Its name is taken as any job's is, and a replica that is gone is not made anew without a word.
+    let words = ["job", "create", "shop-old", "--disk", &path, "--target", "dr"];
+    world.source.fails(&words, 1)?;
+    world.target.ok(&["replica", "remove", "shop-old", "--yes"])?;
+    let code = refused(&world, "shop")?;
+    ensure!(code == "not_found", "{code}");
+    world.source.ok(&["job", "edit", "shop", "--map", "none"])?;
+    world.run("shop")?;
+    world.prove_latest("shop", &[&new])
+}
+
+#[test]
 fn a_qcow2_image_is_a_seed() -> Result<()> {
     if !exists("qemu-img") || !exists("qemu-storage-daemon") {
         println!("skipped: it needs qemu-utils");

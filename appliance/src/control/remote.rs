@@ -96,6 +96,7 @@ const JOB_FIELDS: &[&str] = &[
     "schedule",
     "priority",
     "retry",
+    "map",
     "enabled",
 ];
 

@@ -113,6 +113,7 @@ pub struct Jobs(pub Arc<JobManager>);
 
 impl JobOrders for Jobs {
     fn create(&self, spec: JobSpec) -> Result<(Job, bool), Problem> {
+        tokio::runtime::Handle::current().block_on(self.0.look_at_replica(&spec))?;
         self.0.create(spec)
     }
     fn list(&self) -> Result<Vec<Job>, Problem> {
@@ -125,6 +126,9 @@ impl JobOrders for Jobs {
         self.0.set_enabled(name, enabled)
     }
     fn edit(&self, name: &str, edit: JobEdit) -> Result<Job, Problem> {
+        if let Some(spec) = self.0.newly_mapped(name, &edit)? {
+            tokio::runtime::Handle::current().block_on(self.0.look_at_replica(&spec))?;
+        }
         self.0.edit(name, edit)
     }
     fn remove(&self, name: &str) -> Result<(), Problem> {

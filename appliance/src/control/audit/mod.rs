@@ -49,6 +49,7 @@ const KEPT: &[&str] = &[
     "schedule",
     "priority",
     "retry",
+    "map",
     "enabled",
     "change",
     "drop_disks",
