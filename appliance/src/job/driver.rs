@@ -25,7 +25,7 @@ use super::refresh::refresh_after;
 use super::replicate::{AttemptError, Base, Replication, replicate};
 use super::session::SessionHandle;
 use super::slots::Slot;
-use super::snapshot::{release, resolve};
+use super::snapshot::{host_of, release, resolve};
 use super::source_state::SourceState;
 use super::stall::{StallBounds, watched};
 use super::story::Line;
@@ -164,7 +164,7 @@ impl Driver {
 
     /// The source host.
     pub(super) fn host_name(&self) -> &str {
-        self.spec.vm.as_deref().and_then(|vm| vm.split_once('/')).map_or("local", |(host, _)| host)
+        host_of(&self.spec)
     }
 
     /// What it needs: a slot for each disk that is read at once.

@@ -11,7 +11,7 @@ use vbr_api::{
 };
 
 use super::consoles::Consoles;
-use crate::control::{Answer, HostOrders, JobOrders, PeerOrders};
+use crate::control::{Answer, Export, HostOrders, JobOrders, PeerOrders};
 use crate::error::Problem;
 use crate::host::HostRegistry;
 use crate::job::{JobManager, TargetService};
@@ -143,6 +143,10 @@ impl JobOrders for Jobs {
     }
     fn plan<'a>(&'a self, name: &'a str) -> Answer<'a, Plan> {
         Box::pin(self.0.plan(name))
+    }
+    fn seed(&self, name: &str, disk: u16) -> Result<Export, Problem> {
+        let carried = self.0.carry(name, disk)?;
+        Ok(Box::new(move |sink| carried.read(sink)))
     }
     fn history(&self, name: &str) -> Result<Vec<Session>, Problem> {
         self.0.history(name)
