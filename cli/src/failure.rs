@@ -58,6 +58,9 @@ impl Failure {
             ErrorKind::PermissionDenied => "run vbrctl as a user who may write there, or choose another path",
             ErrorKind::NotFound => "check the path, then try again",
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, then try again",
+            ErrorKind::FileTooLarge => {
+                "the file system there takes no files of this size (FAT does not); use one that does, ext4 or exFAT"
+            }
             ErrorKind::AlreadyExists => "choose another path, or pass --force to replace it",
             ErrorKind::ResourceBusy => "unmount it or stop what uses it, then try again",
             _ => "check the path and the kernel log, then try again",

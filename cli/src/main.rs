@@ -5,6 +5,7 @@
 //! A command is a file under `command/`; what is shared between them lies beside this one.
 
 mod args;
+mod carried;
 mod client;
 mod command;
 mod context;

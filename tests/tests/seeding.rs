@@ -1,6 +1,7 @@
 //! Seeding: what lies at the target already does not cross the link, whatever it is: an image that was carried there,
 //! a replica. The restore point is its source byte for byte all the same, and nobody reads what is not theirs.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
@@ -8,7 +9,8 @@ use vbr_api::{DiskFormat, Session, SessionState, WarmState, Warming};
 use vbr_tests::disk::{self, MIB};
 use vbr_tests::fault::flip_bits;
 use vbr_tests::link::LinkConfig;
-use vbr_tests::process::exists;
+use vbr_tests::mount::{FsKind, LoopFs};
+use vbr_tests::process::{exists, is_root};
 use vbr_tests::world::{World, WorldSpec};
 
 fn slow_line() -> Result<World> {
@@ -160,6 +162,114 @@ fn what_is_warmed_while_a_job_runs_does_not_cross_and_never_spoils_a_point() -> 
     ensure!(end.state == WarmState::Succeeded && end.bad_chunks == 0, "{end:?}");
     std::fs::remove_file(&carried)?;
     world.prove_latest("warm", &[&warm])
+}
+
+#[test]
+fn a_first_run_by_car_sends_the_difference() -> Result<()> {
+    let world = slow_line()?;
+    let (system, data) = (machine(&world, "web")?, world.path("data.img"));
+    disk::random(&data, 24 * MIB + 777, 3)?;
+    disk::set_len(&data, 200 * MIB + 777)?;
+    let (first, second) = (system.to_string_lossy(), data.to_string_lossy());
+    world.source.ok(&["job", "create", "web", "--disk", &first, "--disk", &second, "--target", "dr"])?;
+
+    // A disk that is too small says so, and nothing is left on it.
+    if is_root() {
+        let small = LoopFs::create(&world.path(""), "small", FsKind::Ext4, 32 * MIB)?;
+        let to = small.path().join("web");
+        let why = world.source.fails(&["job", "seed", "web", "--to", &to.to_string_lossy()], 1)?;
+        ensure!(why.contains("No space left") && !to.exists(), "{why}");
+    }
+
+    let to = world.path("courier");
+    let courier = to.to_string_lossy();
+    world.source.ok(&["job", "seed", "web", "--to", &courier])?;
+    for (n, image) in [&system, &data].into_iter().enumerate() {
+        let copy = to.join(format!("disk-{n}.raw"));
+        ensure!(std::fs::read(&copy)? == std::fs::read(image)?, "{} differs", copy.display());
+    }
+    let stored = std::fs::metadata(to.join("disk-1.raw"))?.blocks() * 512;
+    ensure!(stored < 40 * MIB, "{stored} bytes are stored of 24 MiB");
+    ensure!(std::fs::read_dir(&to)?.count() == 3, "more than the disks and what they are lies there");
+    world.source.fails(&["job", "seed", "web", "--to", &courier], 2)?;
+    world.source.ok(&["job", "seed", "web", "--to", &courier, "--force"])?;
+
+    // Half a directory is none, and a bad block is found before the disk goes home.
+    let (manifest, aside) = (to.join("seed.json"), to.join("aside"));
+    std::fs::rename(&manifest, &aside)?;
+    world.target.fails(&["cache", "warm", &courier], 2)?;
+    std::fs::rename(&aside, &manifest)?;
+    ensure!(flip_bits(&to, 1, 5, |file| file == "disk-1.raw")? == 1, "nothing was damaged");
+    let why = world.target.fails(&["cache", "warm", &courier, "--check", "--wait"], 1)?;
+    ensure!(why.contains("disk-1.raw is damaged"), "{why}");
+    world.source.ok(&["job", "seed", "web", "--to", &courier, "--force"])?;
+
+    world.target.ok(&["cache", "warm", &courier, "--check", "--wait"])?;
+    let listed: vbr_api::List<Warming> = world.target.json(&["cache", "warm"])?;
+    ensure!(listed.items.len() == 2, "{listed:?}");
+    ensure!(listed.items.iter().all(|one| one.state == WarmState::Succeeded), "{listed:?}");
+    a_week_passes(&system)?;
+    disk::write_random(&data, MIB, 70_000, 9)?;
+    let session = world.run("web")?;
+    ensure!(crossed(&session) < MIB, "{} bytes crossed", crossed(&session));
+    std::fs::remove_dir_all(&to)?;
+    world.prove_latest("web", &[&system, &data])
+}
+
+#[test]
+fn a_job_goes_on_with_a_replica_that_is_there() -> Result<()> {
+    let world = slow_line()?;
+    let old = machine(&world, "shop")?;
+    world.job("shop-old", &old)?;
+    let plain = crossed(&world.run("shop-old")?);
+    let before = world.keep(&old, "before")?;
+    let first = world.points("shop-old")?;
+
+    // The machine moves and grows. While that job is there its replica is nobody else's.
+    let new = world.path("moved.img");
+    disk::copy(&old, &new)?;
+    a_week_passes(&new)?;
+    disk::set_len(&new, 65 * MIB)?;
+    let path = new.to_string_lossy();
+    let words =
+        ["job", "create", "shop", "--disk", &path, "--target", "dr", "--retry", "0", "--map", "shop-old"];
+    let why = world.source.fails(&words, 1)?;
+    ensure!(why.contains("job shop-old fills it"), "{why}");
+    world.source.ok(&["job", "remove", "shop-old", "--yes"])?;
+
+    let second = before.to_string_lossy();
+    let two = [&words[..], &["--disk", &second]].concat();
+    let why = world.source.fails(&two, 1)?;
+    ensure!(why.contains("has 1 disks, the job has 2"), "{why}");
+    let mut none = words;
+    none[10] = "none-such";
+    world.source.fails(&none, 5)?;
+
+    world.source.ok(&words)?;
+    world.source.ok(&words)?;
+    let session = world.run("shop")?;
+    ensure!(session.mode == "full-compare" && session.resumed == 0, "{session:?}");
+    ensure!(crossed(&session) * 20 < plain, "{} of {plain} bytes crossed", crossed(&session));
+    let points = world.points("shop-old")?;
+    ensure!(points.len() == 2 && points[0].id == first[0].id, "{points:?}");
+    ensure!(points[1].base.as_ref() == Some(&points[0].id), "{points:?}");
+    world.prove(&format!("shop-old@{}", points[0].id), &[&before])?;
+    world.prove_latest("shop-old", &[&new])?;
+
+    disk::write_random(&new, MIB, 70_000, 9)?;
+    let session = world.run("shop")?;
+    ensure!(session.mode == "incremental", "{}", session.mode);
+    world.prove_latest("shop-old", &[&new])?;
+
+    // Its name is taken as any job's is, and a replica that is gone is not made anew without a word.
+    let words = ["job", "create", "shop-old", "--disk", &path, "--target", "dr"];
+    world.source.fails(&words, 1)?;
+    world.target.ok(&["replica", "remove", "shop-old", "--yes"])?;
+    let code = refused(&world, "shop")?;
+    ensure!(code == "not_found", "{code}");
+    world.source.ok(&["job", "edit", "shop", "--map", "none"])?;
+    world.run("shop")?;
+    world.prove_latest("shop", &[&new])
 }
 
 #[test]

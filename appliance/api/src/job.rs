@@ -178,8 +178,18 @@ pub struct JobSpec {
     /// beneath one of the target's seed directories.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<String>,
+    /// The replica of this site at the target that it goes on with, where that is not the one of its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
     #[serde(default = "enabled_by_default")]
     pub enabled: bool,
+}
+
+impl JobSpec {
+    /// Its replica at the target.
+    pub fn replica(&self) -> &str {
+        self.map.as_deref().unwrap_or(&self.name)
+    }
 }
 
 fn enabled_by_default() -> bool {

@@ -1,11 +1,16 @@
 //! Jobs.
 
 use axum::Json;
+use axum::body::Body as SentBody;
 use axum::extract::State;
-use axum::response::Response;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use utoipa::IntoParams;
 use vbr_api::{ErrorResponse, Job, JobEdit, JobSpec, List, One, Plan, Removed, RunRequest, Session};
 
-use super::reply::{Body, Name, Reply, created, list as items, one};
+use super::export;
+use super::reply::{Body, Name, Params, Reply, created, list as items, one};
 use super::{Api, blocking};
 
 /// All jobs.
@@ -83,6 +88,32 @@ pub(super) async fn disable(State(api): State<Api>, Name(name): Name) -> Reply<J
     (status = 200, body = One<Plan>), (status = "default", body = ErrorResponse)))]
 pub(super) async fn plan(State(api): State<Api>, Name(name): Name) -> Reply<Json<One<Plan>>> {
     Ok(one(api.jobs.plan(&name).await?))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct SeedQuery {
+    /// Number of the disk; 0 unless said.
+    #[serde(default)]
+    disk: u16,
+}
+
+/// The content of one of a job's disks, from a snapshot, to be carried to the target: records as of
+/// `/v1/restore-points/export`, of whole chunks of 64 KiB that are not zero.
+#[utoipa::path(get, path = "/v1/jobs/{name}/seed", tag = "jobs", params(("name" = String, Path), SeedQuery), responses(
+    (status = 200, content_type = "application/vnd.vbr.extents", description = "a stream of extents"),
+    (status = "default", body = ErrorResponse)))]
+pub(super) async fn seed(
+    State(api): State<Api>,
+    Name(name): Name,
+    Params(query): Params<SeedQuery>,
+) -> Reply<Response> {
+    let permit = api.heavy.clone().acquire_owned().await;
+    let what = format!("disk {} of job {name}", query.disk);
+    let source = blocking(move || api.jobs.seed(&name, query.disk)).await?;
+    let sent = SentBody::from_stream(export::stream(source, what, permit));
+    Ok(([(CONTENT_TYPE, export::MEDIA_TYPE)], sent).into_response())
 }
 
 /// Finished sessions, newest first.

@@ -131,6 +131,8 @@ pub trait JobOrders: Send + Sync {
     fn run<'a>(&'a self, name: &'a str, request: RunRequest) -> Answer<'a, Session>;
     /// A dry run.
     fn plan<'a>(&'a self, name: &'a str) -> Answer<'a, Plan>;
+    /// Reads one of its disks as its first run would.
+    fn seed(&self, name: &str, disk: u16) -> Result<Export, Problem>;
     /// Finished sessions, newest first.
     fn history(&self, name: &str) -> Result<Vec<Session>, Problem>;
     /// Sessions, of one job or all; `active`: those that are not over.

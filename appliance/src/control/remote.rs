@@ -96,6 +96,7 @@ const JOB_FIELDS: &[&str] = &[
     "schedule",
     "priority",
     "retry",
+    "map",
     "enabled",
 ];
 
@@ -314,6 +315,7 @@ mod tests {
             "DELETE /v1/rotation",
             "POST /v1/hosts",
             "DELETE /v1/hosts/{name}",
+            "GET /v1/jobs/{name}/seed",
             "DELETE /v1/replicas/one",
             "POST /v1/restore-points/unpin",
             "GET /v1/restore-points/export",

@@ -151,6 +151,10 @@ impl JobOrders for Fake {
     fn plan<'a>(&'a self, name: &'a str) -> Answer<'a, Plan> {
         Box::pin(async move { Err(gone(name)) })
     }
+    fn seed(&self, name: &str, disk: u16) -> Result<Export, Problem> {
+        self.note(format!("seed {name} {disk}"));
+        Err(gone(name))
+    }
     fn history(&self, _: &str) -> Result<Vec<Session>, Problem> {
         Ok(Vec::new())
     }

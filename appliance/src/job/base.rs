@@ -6,6 +6,8 @@
 
 use std::collections::HashSet;
 
+use vbr_api::JobSpec;
+
 use super::replicate::{AttemptError, Base};
 use crate::block::{PAGE_CHUNKS, PageHash};
 use crate::error::Problem;
@@ -25,6 +27,22 @@ pub struct FoundBase {
     pub mode: &'static str,
 }
 
+/// Who a manifest is of.
+#[derive(Clone, Copy)]
+pub struct Names<'a> {
+    /// Here.
+    pub job: &'a str,
+    /// At the target.
+    pub replica: &'a str,
+}
+
+impl<'a> Names<'a> {
+    /// Those of a job.
+    pub fn of(spec: &'a JobSpec) -> Self {
+        Self { job: &spec.name, replica: spec.replica() }
+    }
+}
+
 /// Asks the target what it has of a replica.
 pub async fn replica_state(wire: &Wire, peer: &str, replica: &str) -> Result<ReplicaState, AttemptError> {
     match wire.request(peer, Request::ReplicaState { replica: replica.to_string() }).await? {
@@ -38,13 +56,14 @@ pub async fn replica_state(wire: &Wire, peer: &str, replica: &str) -> Result<Rep
 pub async fn find_base(
     wire: &Wire,
     peer: &str,
-    job: &str,
+    names: Names<'_>,
     repository: &SourceRepository,
     latest: Option<&SealedState>,
 ) -> Result<FoundBase, AttemptError> {
     let Some(latest) = latest else {
         return Ok(FoundBase { base: None, mode: "full" });
     };
+    let job = names.job;
     let stored = repository.load(job).ok().flatten();
     if let Some(stored) = stored.filter(|stored| describes(&stored.tables, latest)) {
         if pages_complete(repository, job, &stored.tables) {
@@ -60,7 +79,7 @@ pub async fn find_base(
         let base = Base { point: latest.point.clone(), tables: provisional.tables };
         return Ok(FoundBase { base: Some(base), mode: "incremental" });
     }
-    let (tables, _) = fetch(wire, peer, job, repository, latest).await?;
+    let (tables, _) = fetch(wire, peer, names, repository, latest).await?;
     let base = Base { point: latest.point.clone(), tables };
     Ok(FoundBase { base: Some(base), mode: "full-compare" })
 }
@@ -86,15 +105,16 @@ fn pages_complete(repository: &SourceRepository, job: &str, tables: &[PageTable]
 pub async fn fetch(
     wire: &Wire,
     peer: &str,
-    job: &str,
+    names: Names<'_>,
     repository: &SourceRepository,
     latest: &SealedState,
 ) -> Result<(Vec<PageTable>, u64), AttemptError> {
+    let job = names.job;
     let (mut tables, mut received) = (Vec::new(), 0);
     for disk in 0..latest.disks.len() as u16 {
-        let (table, bytes) = fetch_table(wire, peer, job, latest, disk).await?;
+        let (table, bytes) = fetch_table(wire, peer, names.replica, latest, disk).await?;
         received += bytes;
-        received += fetch_pages(wire, peer, job, repository, latest, disk, &table).await?;
+        received += fetch_pages(wire, peer, names, repository, latest, disk, &table).await?;
         tables.push(table);
     }
     if !describes(&tables, latest) {
@@ -118,7 +138,7 @@ pub async fn fetch(
 async fn fetch_table(
     wire: &Wire,
     peer: &str,
-    job: &str,
+    replica: &str,
     latest: &SealedState,
     disk: u16,
 ) -> Result<(PageTable, u64), AttemptError> {
@@ -126,7 +146,7 @@ async fn fetch_table(
     let (mut table, mut from_page, mut received) = (PageTable::new(len), 0, 0);
     loop {
         let request =
-            Request::PageTable { replica: job.to_string(), point: latest.point.clone(), disk, from_page };
+            Request::PageTable { replica: replica.to_string(), point: latest.point.clone(), disk, from_page };
         match wire.request(peer, request).await? {
             Response::PageTable { disk_len, entries, more } => {
                 if disk_len != len {
@@ -150,7 +170,7 @@ async fn fetch_table(
 async fn fetch_pages(
     wire: &Wire,
     peer: &str,
-    job: &str,
+    Names { job, replica }: Names<'_>,
     repository: &SourceRepository,
     latest: &SealedState,
     disk: u16,
@@ -166,7 +186,7 @@ async fn fetch_pages(
     let mut received = 0;
     for wanted in missing.chunks(PAGES_PER_REQUEST) {
         let request = Request::Pages {
-            replica: job.to_string(),
+            replica: replica.to_string(),
             point: latest.point.clone(),
             disk,
             pages: wanted.iter().map(|(page, _)| *page).collect(),

@@ -166,6 +166,20 @@ pub fn check(spec: &JobSpec) -> Result<(), Problem> {
     if let Some(seed) = &spec.seed {
         parse_seed(seed, &what)?;
     }
+    if let Some(map) = spec.map.as_ref().filter(|map| !name_is_valid(map)) {
+        return Err(Problem::invalid(
+            what,
+            format!("{map:?} is no name of a replica of this site at the target"),
+            "name it without its site: --map REPLICA; vbrctl replica list at the target shows them",
+        ));
+    }
+    if spec.map.is_some() && spec.seed.is_some() {
+        return Err(Problem::invalid(
+            what,
+            "it has a seed and goes on with a replica, which is what its first run starts from",
+            "give --seed or --map; vbrctl job edit takes one away with --seed none or --map none",
+        ));
+    }
     let (peer, datastore) = split_target(&spec.target);
     if !name_is_valid(peer) || datastore.is_some_and(|name| !name_is_valid(name)) {
         return Err(Problem::invalid(
@@ -205,6 +219,7 @@ mod tests {
             priority: vbr_api::Priority::High,
             retry: vbr_api::Retry { count: 2, pause_ms: 60_000 },
             seed: Some("/seed/web.img,format=qcow2".into()),
+            map: None,
             enabled: true,
         }
     }
@@ -239,7 +254,8 @@ mod tests {
     #[test]
     fn bad_definitions_are_refused() {
         assert!(check(&spec()).is_ok());
-        let bad: [fn(&mut JobSpec); 17] = [
+        assert!(check(&JobSpec { seed: None, map: Some("web-old".into()), ..spec() }).is_ok());
+        let bad: [fn(&mut JobSpec); 19] = [
             |s| s.name = "../x".into(),
             |s| s.disks.clear(),
             |s| s.vm = Some("local/web".into()),
@@ -250,6 +266,8 @@ mod tests {
             |s| s.schedule.every_ms = Some(10),
             |s| s.rate_bps = Some(63_999),
             |s| s.schedule.continuous = true,
+            |s| s.map = Some("web-old".into()),
+            |s| (s.seed, s.map) = (None, Some("branch/web".into())),
             |s| s.seed = Some("Web".into()),
             |s| s.seed = Some("/seed/../web.img".into()),
             |s| s.seed = Some("/seed/web.img,format=vmdk".into()),

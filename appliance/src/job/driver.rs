@@ -14,7 +14,7 @@ use vbr_api::{FreeSpace, JobSpec, Moment, SessionState};
 
 use super::ahead::Ahead;
 use super::attempts::sample;
-use super::base::{FoundBase, find_base, replica_state};
+use super::base::{FoundBase, Names, find_base, replica_state};
 use super::bases::Bases;
 use super::definitions::split_target;
 use super::free::DiskFree;
@@ -25,7 +25,7 @@ use super::refresh::refresh_after;
 use super::replicate::{AttemptError, Base, Replication, replicate};
 use super::session::SessionHandle;
 use super::slots::Slot;
-use super::snapshot::{release, resolve};
+use super::snapshot::{host_of, release, resolve};
 use super::source_state::SourceState;
 use super::stall::{StallBounds, watched};
 use super::story::Line;
@@ -119,7 +119,11 @@ impl Driver {
 
     /// `slot`: what it holds, for as long as it is not seen to be over.
     async fn run(&mut self, slot: &mut Option<Slot>) -> End {
-        let asked = Instant::now();
+        let (asked, peer) = (Instant::now(), split_target(&self.spec.target).0);
+        let _filled = match self.parts.filling.take(peer, self.spec.replica(), &self.spec.name) {
+            Ok(filled) => filled,
+            Err(problem) => return End::Failed(problem),
+        };
         match self.slot(asked).await {
             Ok(held) => *slot = Some(held),
             Err(End::Cancelled) => return self.given_up().await,
@@ -160,7 +164,7 @@ impl Driver {
 
     /// The source host.
     pub(super) fn host_name(&self) -> &str {
-        self.spec.vm.as_deref().and_then(|vm| vm.split_once('/')).map_or("local", |(host, _)| host)
+        host_of(&self.spec)
     }
 
     /// What it needs: a slot for each disk that is read at once.
@@ -198,7 +202,7 @@ impl Driver {
         let peer = self.peer()?;
         let wire = self.parts.wire.clone();
         let job = self.spec.name.clone();
-        let state = replica_state(&wire, &peer.peer_id, &job).await?;
+        let state = replica_state(&wire, &peer.peer_id, self.spec.replica()).await?;
         if let Some(latest) = state.latest.as_ref().filter(|l| l.session == self.record.session.session) {
             // Sealed before; only the acknowledgement was lost, and with it what changed.
             self.parts.anchors.sealed(&job, &self.record.session.session, false, |_, _| true);
@@ -208,9 +212,11 @@ impl Driver {
         if first && state.building.is_none() {
             self.seeded(&peer).await?;
         }
+        self.check_map(state.latest.as_ref(), snapshot.disks.len()).await?;
         // After a root that did not match, everything is offered; what the target has is not sent.
         let latest = state.latest.as_ref().filter(|_| !without_base);
-        let found = find_base(&wire, &peer.peer_id, &job, &self.parts.repository, latest).await?;
+        let names = Names::of(&self.spec);
+        let found = find_base(&wire, &peer.peer_id, names, &self.parts.repository, latest).await?;
         let resumed = state.building.as_ref().is_some_and(|b| b.session == self.record.session.session);
         self.handle.update(|session| {
             session.state = SessionState::Running;
@@ -349,7 +355,7 @@ impl Driver {
         });
         Open {
             session: ctx.session.clone(),
-            replica: ctx.job.clone(),
+            replica: self.spec.replica().to_string(),
             datastore: split_target(&self.spec.target).1.map(str::to_string),
             base: ctx.base.as_ref().map(|base| base.point.clone()),
             snapshot_identity: moment(&ctx.snapshot.identity, self.spec.free_space),
@@ -386,7 +392,7 @@ impl Driver {
     async fn discard_at_target(&self) {
         let Ok(peer) = self.peer() else { return };
         let request = Request::Discard {
-            replica: self.spec.name.clone(),
+            replica: self.spec.replica().to_string(),
             session: self.record.session.session.clone(),
         };
         let asked = self.parts.wire.request(&peer.peer_id, request);

@@ -30,7 +30,10 @@ impl JobManager {
             return Err(Problem::invalid(
                 format!("job {name} cannot be renamed"),
                 "its replica at the target has its name",
-                "create another job, and remove this one",
+                format!(
+                    "remove it, and create the other one with --map {}: it goes on with that replica",
+                    before.replica()
+                ),
             ));
         }
         check(&spec)?;
@@ -56,7 +59,7 @@ impl JobManager {
         self.show(name)
     }
 
-    /// Whether what the definition names is there: its peer, and the job it runs after.
+    /// Whether what the definition names is there and free: its peer, its replica, and the job it runs after.
     pub(super) fn check_surroundings(&self, spec: &JobSpec) -> Result<(), Problem> {
         let peer = split_target(&spec.target).0;
         if self.parts.wire.peer(peer).is_none() {
@@ -65,6 +68,7 @@ impl JobManager {
                 "pair with it first: vbrctl peer invite there, vbrctl peer join CODE here",
             ));
         }
+        self.check_replica_is_free(spec)?;
         let Some(first) = &spec.schedule.after else { return Ok(()) };
         let state = self.lock();
         let after = |job: &str| state.jobs.get(job).map(|other| other.spec.schedule.after.clone());
@@ -131,7 +135,7 @@ fn when(spec: &JobSpec) -> impl PartialEq + use<> {
 }
 
 /// The definition with a merge patch applied (RFC 7396).
-fn merged(spec: &JobSpec, change: Map<String, Value>) -> Result<JobSpec, Problem> {
+pub(super) fn merged(spec: &JobSpec, change: Map<String, Value>) -> Result<JobSpec, Problem> {
     let wrong = |why: serde_json::Error| {
         Problem::invalid(
             format!("the change of job {}", spec.name),

@@ -114,6 +114,7 @@ impl JobManager {
             compressors: Arc::new(Semaphore::new(COMPRESSORS_MAX)),
             packed: Arc::new(Semaphore::new(BATCHES_PACKED_MAX)),
             slots: Slots::new(slots),
+            filling: Arc::default(),
             waits,
             ceilings: Ceilings::new(latency_ceiling),
             workers,

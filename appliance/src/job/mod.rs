@@ -4,7 +4,7 @@
 //! any number of `attempts` (`patience` says how many, `stall` finds those that stand still), `replicate` composes one attempt out of `scan`, `prepare`, `send`, `transmit` (`credit` bounds what is on its way) and `answers`,
 //! `bases` finds what content may serve as a base, `ahead` says what need not wait for the target's
 //! answer and `refresh` keeps the filter that it rests on, `base` moves manifests. Target: `target` takes channels and requests, `receive` composes one session out of the
-//! wire and `point`, `warm` makes images and restore points known, and `seeding` does so for a first run. State that must survive lies in `definitions` (files) and `records` (RocksDB); `log` keeps what happened (`story` says
+//! wire and `point`, `warm` makes images and restore points known, and `seeding` does so for a first run, whose disks `carry` gives to whoever takes them there by car. `mapping` says what must hold where a job goes on with a replica that is there. State that must survive lies in `definitions` (files) and `records` (RocksDB); `log` keeps what happened (`story` says
 //! what that is), `pruning` what of it stays.
 
 mod ahead;
@@ -12,6 +12,7 @@ mod answers;
 mod attempts;
 mod base;
 mod bases;
+mod carry;
 mod credit;
 mod definitions;
 mod driver;
@@ -22,6 +23,7 @@ mod held;
 mod learns;
 mod log;
 mod manager;
+mod mapping;
 mod parts;
 mod patience;
 mod plan;

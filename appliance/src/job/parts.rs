@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::ahead::Gates;
 use super::bases::BaseChunks;
 use super::log::JobLog;
+use super::mapping::Filling;
 use super::records::Records;
 use super::refresh::Refreshes;
 use super::slots::Slots;
@@ -57,6 +58,7 @@ pub struct Parts {
     /// Room for packed batches.
     pub(super) packed: Arc<Semaphore>,
     pub(super) slots: Arc<Slots>,
+    pub(super) filling: Arc<Filling>,
     pub(super) waits: SourceWaits,
     pub(super) ceilings: Ceilings,
     /// Background workers.

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use vbr_api::{Plan, Session};
 
-use super::base::{find_base, replica_state};
+use super::base::{Names, find_base, replica_state};
 use super::estimate::{ASK_MAX, Stratum, Unseen, to_ask, unseen};
 use super::free::mask;
 use super::manager::JobManager;
+use super::mapping::check_map;
 use super::replicate::Base;
 use super::repositories::problem;
 use super::snapshot::resolve;
@@ -54,11 +55,12 @@ impl JobManager {
         let spec = self.show(job)?.spec;
         let peer = self.peer_of(job)?;
         let wire = &self.parts.wire;
-        let state = replica_state(wire, &peer.peer_id, job).await.map_err(problem)?;
-        let repository = self.parts.repository.clone();
-        let found =
-            find_base(wire, &peer.peer_id, job, &repository, state.latest.as_ref()).await.map_err(problem)?;
+        let state = replica_state(wire, &peer.peer_id, spec.replica()).await.map_err(problem)?;
         let (host, disks) = resolve(&self.parts, &spec)?;
+        check_map(&self.parts, &spec, state.latest.as_ref(), disks.len()).await?;
+        let repository = self.parts.repository.clone();
+        let found = find_base(wire, &peer.peer_id, Names::of(&spec), &repository, state.latest.as_ref());
+        let found = found.await.map_err(problem)?;
         let request = SnapshotRequest { job: job.to_string(), session: plan_id(), disks };
         let (name, key) = (job.to_string(), peer.domain_key.clone());
         let (base, free_space) = (found.base, spec.free_space);
@@ -85,7 +87,7 @@ impl JobManager {
             Ok((survey, unseen, send_bytes))
         })
         .await?;
-        let (replica, keep, keep_calendar) = (job.to_string(), spec.keep, spec.keep_calendar);
+        let (replica, keep, keep_calendar) = (spec.replica().to_string(), spec.keep, spec.keep_calendar);
         let request = match wire.peer_can(&peer.peer_id, capability::RETENTION) {
             true => Request::WouldRetireUnder { replica, keep, keep_calendar },
             false => Request::WouldRetire { replica, keep },

@@ -1,8 +1,8 @@
 //! Orders on the backup repository: show, verify, rebuild from the target.
 
-use vbr_api::{Repository, RepositoryDisk, RepositoryReport};
+use vbr_api::{Job, Repository, RepositoryDisk, RepositoryReport};
 
-use super::base::{describes, fetch, replica_state};
+use super::base::{Names, describes, fetch, replica_state};
 use super::definitions::split_target;
 use super::manager::JobManager;
 use super::replicate::AttemptError;
@@ -39,7 +39,9 @@ impl JobManager {
         })?;
         let stored = stored.ok().flatten();
         let (pages_checked, pages_bad) = verified.unwrap_or((0, 1));
-        let latest = replica_state(&self.parts.wire, &peer.peer_id, job).await.map_err(problem)?.latest;
+        let spec = self.show(job)?.spec;
+        let latest =
+            replica_state(&self.parts.wire, &peer.peer_id, spec.replica()).await.map_err(problem)?.latest;
         let state = match (&stored, &latest) {
             _ if pages_bad > 0 => "damaged",
             (None, _) => "empty",
@@ -59,14 +61,16 @@ impl JobManager {
     /// Fetches the manifest of the target's last point anew. No disk data crosses the link.
     pub async fn repository_rebuild(&self, job: &str) -> Result<RepositoryReport, Problem> {
         let peer = self.peer_of(job)?;
-        if let Some(session) = self.show(job)?.running {
+        let Job { spec, running, .. } = self.show(job)?;
+        if let Some(session) = running {
             return Err(Problem::conflict(
                 format!("the repository of job {job} was not rebuilt"),
                 format!("session {session} uses it"),
                 "wait for the session, then try again",
             ));
         }
-        let latest = replica_state(&self.parts.wire, &peer.peer_id, job).await.map_err(problem)?.latest;
+        let latest =
+            replica_state(&self.parts.wire, &peer.peer_id, spec.replica()).await.map_err(problem)?.latest;
         let (repository, name) = (self.parts.repository.clone(), job.to_string());
         let forgotten = tokio::task::spawn_blocking(move || repository.forget(&name)).await;
         if let Ok(Err(error)) = forgotten {
@@ -81,8 +85,9 @@ impl JobManager {
             restore_point: None,
         };
         if let Some(latest) = latest {
-            let fetched = fetch(&self.parts.wire, &peer.peer_id, job, &self.parts.repository, &latest).await;
-            let (tables, received) = fetched.map_err(problem)?;
+            let names = Names::of(&spec);
+            let fetched = fetch(&self.parts.wire, &peer.peer_id, names, &self.parts.repository, &latest);
+            let (tables, received) = fetched.await.map_err(problem)?;
             report.state = "rebuilt".to_string();
             report.received_bytes = received;
             report.pages_checked = tables.iter().map(|table| table.iter().count() as u64).sum();

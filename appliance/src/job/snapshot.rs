@@ -141,6 +141,11 @@ pub(super) async fn release(snapshot: Arc<VmSnapshot>) {
     }
 }
 
+/// The name of a job's host.
+pub(super) fn host_of(spec: &JobSpec) -> &str {
+    spec.vm.as_deref().and_then(|vm| vm.split_once('/')).map_or("local", |(host, _)| host)
+}
+
 /// The host and the disks of a job.
 pub fn resolve(parts: &Parts, spec: &JobSpec) -> Result<(Arc<dyn SourceHost>, Vec<DiskSpec>), Problem> {
     let Some(vm) = &spec.vm else {

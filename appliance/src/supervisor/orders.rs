@@ -11,7 +11,7 @@ use vbr_api::{
 };
 
 use super::consoles::Consoles;
-use crate::control::{Answer, HostOrders, JobOrders, PeerOrders};
+use crate::control::{Answer, Export, HostOrders, JobOrders, PeerOrders};
 use crate::error::Problem;
 use crate::host::HostRegistry;
 use crate::job::{JobManager, TargetService};
@@ -113,6 +113,7 @@ pub struct Jobs(pub Arc<JobManager>);
 
 impl JobOrders for Jobs {
     fn create(&self, spec: JobSpec) -> Result<(Job, bool), Problem> {
+        tokio::runtime::Handle::current().block_on(self.0.look_at_replica(&spec))?;
         self.0.create(spec)
     }
     fn list(&self) -> Result<Vec<Job>, Problem> {
@@ -125,6 +126,9 @@ impl JobOrders for Jobs {
         self.0.set_enabled(name, enabled)
     }
     fn edit(&self, name: &str, edit: JobEdit) -> Result<Job, Problem> {
+        if let Some(spec) = self.0.newly_mapped(name, &edit)? {
+            tokio::runtime::Handle::current().block_on(self.0.look_at_replica(&spec))?;
+        }
         self.0.edit(name, edit)
     }
     fn remove(&self, name: &str) -> Result<(), Problem> {
@@ -139,6 +143,10 @@ impl JobOrders for Jobs {
     }
     fn plan<'a>(&'a self, name: &'a str) -> Answer<'a, Plan> {
         Box::pin(self.0.plan(name))
+    }
+    fn seed(&self, name: &str, disk: u16) -> Result<Export, Problem> {
+        let carried = self.0.carry(name, disk)?;
+        Ok(Box::new(move |sink| carried.read(sink)))
     }
     fn history(&self, name: &str) -> Result<Vec<Session>, Problem> {
         self.0.history(name)

@@ -1,5 +1,6 @@
 //! `vbrctl cache`: the global cache of this site.
 
+mod directory;
 mod warm;
 
 use clap::Subcommand;

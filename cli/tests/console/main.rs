@@ -7,5 +7,6 @@ mod export;
 mod fake;
 mod orders;
 mod samples;
+mod seed;
 mod sites;
 mod waiting;

@@ -173,6 +173,7 @@ fn usage_errors_are_two_in_both_forms() {
         &["job", "create", "web", "--disk", "/a", "--target", "dr", "--priority", "urgent"],
         &["job", "create", "web", "--disk", "/a", "--target", "dr", "--seed", "a/b"],
         &["job", "create", "web", "--disk", "/a", "--target", "dr", "--seed", "/a,format=vmdk"],
+        &["job", "create", "web", "--disk", "/a", "--target", "dr", "--map", "hq/web"],
         &["cache", "warm", "/a,format=vmdk"],
         &["cache", "warm", "Web"],
         &["cache", "warm", "web@latest", "--peer", "dr"],

@@ -49,6 +49,7 @@ const KEPT: &[&str] = &[
     "schedule",
     "priority",
     "retry",
+    "map",
     "enabled",
     "change",
     "drop_disks",
@@ -70,8 +71,8 @@ const PATH_CHARS_MAX: usize = 512;
 const LINES_MAX: usize = 10_000;
 /// Unless said.
 const LINES: usize = 100;
-/// A question by its method, and yet data leaves.
-const EXPORT: &str = "/v1/restore-points/export";
+/// Questions by their method, and yet data leaves.
+const EXPORTS: &[&str] = &["/v1/restore-points/export", "/v1/jobs/{name}/seed"];
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -107,7 +108,8 @@ pub(super) async fn record(State(api): State<Api>, request: Request, next: Next)
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let (started, caller) = (Instant::now(), caller(&request));
     let route = request.extensions().get::<MatchedPath>().map(|route| route.as_str().to_owned());
-    let is_question = method == Method::GET && route.as_deref() != Some(EXPORT);
+    let exports = route.as_deref().is_some_and(|route| EXPORTS.contains(&route));
+    let is_question = method == Method::GET && !exports;
     let shown = (caller.uid, caller.pid, caller.peer.clone());
     let response = match api.audit.clone() {
         Some(log) if !is_question => entered(log, caller, route, request, next).await,

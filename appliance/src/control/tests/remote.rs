@@ -134,6 +134,7 @@ async fn orders_of_other_sites_take_the_same_routes_behind_the_list() {
         ("POST", "/v1/peers/invite", ""),
         ("POST", "/v1/peers/hq/grant", r#"{"manage":true}"#),
         ("GET", "/v1/restore-points/export?point=web@latest", ""),
+        ("GET", "/v1/jobs/web/seed?disk=0", ""),
         ("DELETE", "/v1/restore-points/one?point=web@latest&force=true", ""),
         ("POST", "/v1/state/export", r#"{"passphrase":"correct horse"}"#),
         ("POST", "/v1/jobs", r#"{"name":"a","target":"dr","disks":[{"path":"/etc/shadow","format":"raw"}]}"#),
@@ -156,5 +157,5 @@ async fn orders_of_other_sites_take_the_same_routes_behind_the_list() {
     assert_eq!((first.caller.peer.as_deref(), first.caller.user.as_deref()), (Some("hq"), Some("ann")));
     assert_eq!((first.caller.uid, first.caller.peer_id.as_deref()), (None, Some("id")));
     let refused = entries.iter().filter(|entry| entry.outcome == "not_allowed").count();
-    assert_eq!(refused, 8);
+    assert_eq!(refused, 9);
 }

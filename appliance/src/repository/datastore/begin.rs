@@ -1,7 +1,7 @@
 //! Beginning a point, going on with one, discarding one.
 //!
 //! Owns the rule that a replica has at most one building. Disks are matched with the base's by their
-//! path at the source. What a disk's image begins with is `image`'s business.
+//! path at the source, and by their number where a path is new. What a disk's image begins with is `image`'s business.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -81,11 +81,7 @@ impl Replica {
         base: Option<Arc<Point>>,
     ) -> Result<Arc<Building>, RepositoryError> {
         let base_paths = base.as_ref().map(|point| point.source_paths()).transpose()?.unwrap_or_default();
-        let base_disks: Vec<Option<u16>> = spec
-            .disks
-            .iter()
-            .map(|disk| base_paths.iter().position(|path| *path == disk.source_path).map(|n| n as u16))
-            .collect();
+        let base_disks = matched(&base_paths, &spec.disks);
         let lease = base.as_ref().map(|point| self.base_lease(point.id())).transpose()?;
         let mut disks = Vec::new();
         for (n, disk) in spec.disks.iter().enumerate() {
@@ -317,6 +313,16 @@ impl Building {
     }
 }
 
+/// The base's disk for each disk: the one of its path, or else the one of its number, where no other disk has
+/// that one's path. A machine that moved keeps its disks so: the source compares them by number.
+fn matched(base_paths: &[String], disks: &[BeginDisk]) -> Vec<Option<u16>> {
+    let by_path = |disk: &BeginDisk| base_paths.iter().position(|path| *path == disk.source_path);
+    let is_free = |path: &String| !disks.iter().any(|disk| disk.source_path == *path);
+    let by_number = |n: usize| base_paths.get(n).filter(|path| is_free(path)).map(|_| n);
+    let of = |(n, disk)| by_path(disk).or_else(|| by_number(n)).map(|n| n as u16);
+    disks.iter().enumerate().map(of).collect()
+}
+
 fn replay(
     file: &std::fs::File,
     cursor: &CursorRecord,
@@ -362,4 +368,23 @@ fn check(spec: &BeginSpec) -> Result<(), RepositoryError> {
         return refuse("its snapshot's identity is too long".into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_matched_by_path_and_then_by_number() {
+        let of = |base: &[&str], disks: &[&str]| {
+            let base: Vec<String> = base.iter().map(|path| (*path).to_string()).collect();
+            let disk = |path: &&str| BeginDisk { source_path: (*path).to_string(), disk_len: 1 };
+            matched(&base, &disks.iter().map(disk).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&[], &["/a"]), [None]);
+        assert_eq!(of(&["/a", "/b"], &["/b", "/a"]), [Some(1), Some(0)]);
+        assert_eq!(of(&["/a", "/b"], &["/b", "/c"]), [Some(1), None], "its number is that of another path");
+        assert_eq!(of(&["/a", "/b"], &["/x", "/y"]), [Some(0), Some(1)], "the machine moved");
+        assert_eq!(of(&["/a", "/b"], &["/x", "/b", "/y"]), [Some(0), Some(1), None]);
+    }
 }

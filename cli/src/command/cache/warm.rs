@@ -1,5 +1,6 @@
 //! `vbrctl cache warm`: orders, lists, follows and ends warmings.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -16,7 +17,7 @@ use crate::show;
 use crate::table::{Facts, Table};
 
 /// One long poll; the figures are told after each.
-const POLL: Duration = Duration::from_secs(2);
+pub(super) const POLL: Duration = Duration::from_secs(2);
 /// Beyond the poll itself vbrd may take this long.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -24,11 +25,13 @@ const EXAMPLE: &str = "\
 Example:
   vbrctl cache warm /mnt/courier/web.img --wait
   vbrctl cache warm /mnt/courier/mail.qcow2,format=qcow2 --peer branch
+  vbrctl cache warm /mnt/courier/web --check --wait
   vbrctl cache warm branch/web@latest
   vbrctl cache warm
   vbrctl cache warm --cancel 6928a1b0-1
 
-An image is not copied: its chunks are read where it lies, and verified, whenever a session needs them. It must stay \
+A directory is one that `vbrctl job seed` wrote, with all its images. An image is not copied: its chunks are read \
+where it lies, and verified, whenever a session needs them. It must stay \
 there until the first run is over.";
 
 /// Read an image, or a restore point kept here, so that its chunks need not cross the link; without a name, list
@@ -36,8 +39,8 @@ there until the first run is over.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLE)]
 pub struct Arguments {
-    /// An image on the machine of vbrd (a path with a slash or a dot at its beginning; raw unless said, never probed), or
-    /// a replica kept here
+    /// An image on the machine of vbrd (a path with a slash or a dot at its beginning; raw unless said, never probed), a
+    /// directory that `job seed` wrote, or a replica kept here
     #[arg(value_name = "PATH[,format=raw|qcow2]|[SITE/]REPLICA[@POINT]", value_parser = subject)]
     what: Option<Subject>,
     /// The peer for whose dedup domain an image is read; needed where peers are of several
@@ -46,6 +49,9 @@ pub struct Arguments {
     /// Wait until it is over
     #[arg(long, requires = "what")]
     wait: bool,
+    /// Read a directory's images first and compare them with the sums in it
+    #[arg(long, requires = "what")]
+    check: bool,
     /// End this one; what was read stays known
     #[arg(long, value_name = "ID", conflicts_with_all = ["what", "wait"])]
     cancel: Option<String>,
@@ -83,6 +89,19 @@ impl Arguments {
             let empty = "nothing was warmed since vbrd started; next: vbrctl cache warm PATH";
             return show::list(context, "/v1/cache/warm", false, empty, &table).await;
         };
+        if let Subject::Image(disk) = &what
+            && Path::new(&disk.path).is_dir()
+        {
+            let directory = PathBuf::from(absolute(&disk.path)?);
+            return super::directory::run(context, &directory, self.peer, self.check, self.wait).await;
+        }
+        if self.check {
+            return Err(Failure::usage(
+                "--check goes with a directory",
+                "it compares with the sums that vbrctl job seed wrote into one",
+                "leave --check away; what is read is verified whenever it is used",
+            ));
+        }
         let request = match what {
             Subject::Image(disk) => WarmRequest {
                 path: Some(absolute(&disk.path)?),
@@ -111,16 +130,21 @@ impl Arguments {
         ));
         let (view, document) = follow(context, view, document).await?;
         context.output.emit(&context.output.one_text(&document, &facts)?)?;
-        Ok(match view.state {
-            WarmState::Failed => Exit::Failed,
-            WarmState::Cancelled => Exit::Incomplete,
-            _ => Exit::Done,
-        })
+        Ok(end(&view))
+    }
+}
+
+/// How the command ends.
+pub(super) fn end(view: &Warming) -> Exit {
+    match view.state {
+        WarmState::Failed => Exit::Failed,
+        WarmState::Cancelled => Exit::Incomplete,
+        _ => Exit::Done,
     }
 }
 
 /// Until it is over.
-async fn follow(
+pub(super) async fn follow(
     context: &Context,
     mut view: Warming,
     mut document: Document,
@@ -141,7 +165,7 @@ fn progress(view: &Warming) -> String {
     format!("{} of {} ({share})", human::size(view.read_bytes), human::size(view.total_bytes))
 }
 
-fn table(all: &[Warming], view: &View) -> String {
+pub(super) fn table(all: &[Warming], view: &View) -> String {
     let mut table = Table::new(view, &["ID", "WHAT", "STATE", "READ", ">CHUNKS", ">BAD", "ORDERED"]);
     for one in all {
         table.row(vec![

@@ -26,6 +26,7 @@ Example:
   vbrctl job create bulk --disk /srv/vm/bulk.img --target dr --rate 8Mbit
   vbrctl job create shop --disk /srv/vm/shop.img --target dr \\
       --seed /var/lib/vbr/datastore/seed/shop.img
+  vbrctl job create shop --disk /srv/new/shop.img --target dr --map shop-old
   vbrctl job create log --disk /srv/vm/log.img --target dr \\
       --at 'Mon..Fri 02:00' --priority low --retry 5/10m
   vbrctl job create --from web.toml";
@@ -117,6 +118,7 @@ impl Arguments {
                 (None, Some(text)) => tries(text)?,
                 (None, None) => Retry::default(),
             },
+            map: options.map.map_or(file.map, |map| map.0),
             seed: options.seed.map_or(file.seed, |seed| seed.0),
             enabled: file.enabled.unwrap_or(true),
         };

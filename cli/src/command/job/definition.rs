@@ -59,6 +59,9 @@ pub struct Definition {
     /// A replica or an image at the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<String>,
+    /// A replica at the target to go on with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -124,6 +127,7 @@ impl Definition {
             priority: Some(spec.priority).filter(|priority| *priority != Priority::default()),
             retry: Some(spec.retry).filter(|retry| *retry != Retry::default()).map(human::retry),
             seed: spec.seed.clone(),
+            map: spec.map.clone(),
             enabled: Some(spec.enabled),
             disks: spec.disks.iter().map(disk).collect(),
         }
@@ -173,6 +177,7 @@ mod tests {
             },
             priority: Priority::High,
             retry: Retry { count: 5, pause_ms: 90_000 },
+            map: Some("web-old".into()),
             seed: Some("/seed/a,,b.img,format=qcow2".into()),
             enabled: false,
         };

@@ -86,6 +86,9 @@ impl Arguments {
         if let Some(seed) = &options.seed {
             set("seed", json!(seed.0));
         }
+        if let Some(map) = &options.map {
+            set("map", json!(map.0));
+        }
         if let Some(priority) = options.priority {
             set("priority", json!(priority));
         }
@@ -121,6 +124,13 @@ fn notes(before: &Job, after: &Job) -> Vec<String> {
         notes.push(format!(
             "note: the replica at {} stays as it is; the next run copies everything to {}",
             old.target, new.target
+        ));
+    } else if old.map != new.map {
+        notes.push(format!(
+            "note: replica {} at {} stays as it is; the next run goes on with replica {}",
+            old.replica(),
+            old.target,
+            new.replica()
         ));
     } else if !old.disks.is_empty() {
         let is_new = |disk: &&DiskSpec| !old.disks.iter().any(|other| other.path == disk.path);
@@ -164,6 +174,8 @@ mod tests {
         );
         assert_eq!(change(&["--seed", "web-old"]), json!({"seed": "web-old"}));
         assert_eq!(change(&["--seed", "none"]), json!({"seed": null}));
+        assert_eq!(change(&["--map", "web-old"]), json!({"map": "web-old"}));
+        assert_eq!(change(&["--map", "none"]), json!({"map": null}));
         assert_eq!(change(&["--window", "any"]), json!({"schedule": {"window": null}}));
         assert_eq!(change(&["--manual"])["schedule"]["every_ms"], Value::Null);
         assert_eq!(change(&["--retry", "0"]), json!({"retry": {"count": 0, "pause_ms": 300_000}}));

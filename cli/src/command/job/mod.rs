@@ -8,6 +8,7 @@ mod log;
 pub mod options;
 mod render;
 mod run;
+mod seed;
 
 use clap::Subcommand;
 use serde_json::json;
@@ -77,6 +78,9 @@ pub enum Command {
     /// Show what happened to a job, in order: when and why it ran, what it waited for, how it ended
     #[command(after_help = log::EXAMPLE)]
     Log(log::Arguments),
+    /// Write a job's disks to a directory that is carried to the target, so that the first run sends differences only
+    #[command(after_help = seed::EXAMPLE)]
+    Seed(seed::Arguments),
     /// Print a job's definition as TOML that `job create --from` takes
     #[command(
         after_help = "Example:\n  vbrctl job export web > web.toml\n  vbrctl --socket OTHER job create --from web.toml"
@@ -121,6 +125,7 @@ impl Command {
                 show::list(context, &path, false, &empty, &summary::history).await
             }
             Self::Log(arguments) => arguments.run(context).await,
+            Self::Seed(arguments) => arguments.run(context).await,
             Self::Export { name } => definition::export(context, &one(&name)).await,
         }
     }

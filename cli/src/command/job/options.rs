@@ -69,6 +69,10 @@ pub struct Options {
     /// target's seed directories (/PATH[,format=raw|qcow2]); only differences cross [default: none]
     #[arg(long, value_name = "REPLICA|PATH|none", value_parser = seed)]
     pub seed: Option<Seed>,
+    /// Go on with this replica of this site at the target instead of one of the job's name: runs build upon its newest
+    /// restore point, so that only differences cross [default: none]
+    #[arg(long, value_name = "REPLICA|none", value_parser = map)]
+    pub map: Option<Map>,
     /// How often a session that failed is tried again where that can help, and the pause before the first time,
     /// which doubles up to an hour; 0 for never [default: 3/5m]
     #[arg(long, value_name = "COUNT[/PAUSE]", value_parser = human::parse_retry)]
@@ -86,6 +90,10 @@ pub struct Window(pub Option<String>);
 /// None: nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seed(pub Option<String>);
+
+/// None: the replica of the job's own name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Map(pub Option<String>);
 
 impl Options {
     /// The disks as named.
@@ -133,6 +141,12 @@ fn seed(text: &str) -> Result<Seed, String> {
     }
     text.parse::<DiskArgument>().map_err(|why| why.replace("a disk", "a seed"))?;
     Ok(Seed(Some(text.into())))
+}
+
+fn map(text: &str) -> Result<Map, String> {
+    let why = "it is the name of a replica of this site at the target, without the site";
+    let name = vbr_api::name_is_valid(text);
+    name.then(|| Map(Some(text.to_string()).filter(|text| text != "none"))).ok_or_else(|| why.into())
 }
 
 fn priority(text: &str) -> Result<Priority, String> {

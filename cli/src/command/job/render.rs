@@ -54,6 +54,7 @@ pub fn facts(job: &Job, view: &View) -> String {
                 FreeSpace::Auto => "is skipped where that is proven safe (auto)",
             },
         )
+        .add_some("Replica", job.spec.map.clone())
         .add_some("Seed", job.spec.seed.clone())
         .add_some("Rate", job.spec.rate_bps.map(|rate| format!("at most {}", human::rate(rate))))
         .add("Schedule", summary::schedule(job))

@@ -158,6 +158,25 @@ fn many_pages_and_only_what_changed() {
 }
 
 #[test]
+fn a_machine_that_moved_goes_on_from_its_disks() {
+    for (_, place, _) in backends() {
+        let stores = place.open();
+        let subject = replica(&stores);
+        let old: Disks = vec![("/vm/a".into(), noise(1, 300_000)), ("/vm/b".into(), noise(2, 100_000))];
+        let first = make_point(&subject, "s1", None, &old);
+        let mut disks: Disks = vec![("/new/a".into(), old[0].1.clone()), ("/new/b".into(), old[1].1.clone())];
+        disks[0].1.resize(400_000, 0);
+        disks[0].1[70_000] ^= 1;
+        let building = subject.begin(&spec("s2", Some(first.id()), &disks)).unwrap();
+        assert_eq!(building.base_table(1).unwrap(), &first.table(1).unwrap());
+        assert!(fill(&building, &disks, 1, 1), "more than the chunk that changed was missing");
+        let second = seal(&building, &disks, 0);
+        check_point(&second, &disks);
+        check_point(&first, &old);
+    }
+}
+
+#[test]
 fn orders_that_make_no_sense_are_refused() {
     let place = Place::plain();
     let stores = place.open();
