@@ -37,7 +37,7 @@ impl Scrub {
         stop: &CancellationToken,
     ) {
         let what = "reads the cache and all manifests, drops what is damaged";
-        let worker = workers.register(Spec::new("scrub", Role::Site, what).remembered());
+        let worker = workers.register(Spec::new("scrub", Role::Site, what).reading().remembered());
         let Some(every) = section.every else { return worker.disable() };
         let plan = Plan::every(&worker, every);
         tasks.spawn(worker.drive(stop.clone(), plan, move |pass| {
@@ -82,6 +82,7 @@ impl Scrub {
         let (mut good, mut bad): (HashSet<PageHash>, HashSet<PageHash>) = Default::default();
         // The newest first: it is what the next session builds on.
         for point in replica.points().into_iter().rev().filter(|point| point.is_good()) {
+            pass.worker().beat(); // Each may wait for a lease.
             let (Ok(disks), Ok(_lease)) = (point.disks(), point.lease()) else { continue };
             for disk in 0..disks.len() as u16 {
                 let Ok(table) = point.table(disk) else { continue };

@@ -63,7 +63,9 @@ impl Site {
             warn(what, "free space on the cache's file system, or lower [cache] size");
         }
         if let Some(what) = self.parts.cache.damage_warning() {
-            warn(what, "look at the kernel log and the health of the disk that holds the cache");
+            let next = "look at the kernel log and the health of the disk that holds the cache; vbrctl cache scrub reads \
+                        all of it, and takes this away where it finds nothing";
+            warn(what, next);
         }
         if let Some(what) = self.parts.database.warning() {
             warn(what, "nothing to do now; check the disk of the state directory if it recurs");

@@ -31,7 +31,7 @@ impl Verification {
         stop: &CancellationToken,
     ) {
         let what = "verifies the newest restore point of each replica, whole";
-        let worker = workers.register(Spec::new("verification", Role::Target, what));
+        let worker = workers.register(Spec::new("verification", Role::Target, what).reading());
         let Some(every) = section.every else { return worker.disable() };
         let look = every.min(LOOK_INTERVAL);
         tasks.spawn(worker.drive(stop.clone(), Plan::after(look), move |pass| {
@@ -59,6 +59,7 @@ impl Verification {
 
     /// The newest good point; an error where that could not be done.
     fn verify(&self, replica: &Replica, pace: &mut Pace, pass: &Pass) -> Result<(), String> {
+        pass.worker().beat();
         let Some(point) = replica.latest() else { return Ok(()) };
         let Some(key) = self.0.wire.domain_key(point.domain_tag()) else {
             return Err(format!("{}: this site does not have the key of its domain", point.title()));

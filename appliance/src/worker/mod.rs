@@ -33,6 +33,10 @@ pub const WORKERS_MAX: usize = 64;
 const COUNTERS_MAX: usize = 16;
 /// Of an error or a finding.
 const TEXT_CHARS_MAX: usize = 1000;
+/// Without progress for this long is stuck, where a worker says nothing else.
+const STUCK_AFTER: Duration = Duration::from_secs(600);
+/// The same for one that reads steadily: longer than the kernel waits for a disk before it resets it.
+const STUCK_READING: Duration = Duration::from_secs(45);
 /// Failures in a row that are more than a warning.
 const CRITICAL_FAILURES: u32 = 3;
 /// Before the name, where a worker's last run is kept.
@@ -78,7 +82,12 @@ impl Spec {
     /// A worker whose runs are short.
     pub fn new(name: &str, role: Role, what: &str) -> Self {
         let (name, what) = (name.to_string(), what.to_string());
-        Self { name, what, role, stuck_after: Duration::from_secs(600), remembered: false }
+        Self { name, what, role, stuck_after: STUCK_AFTER, remembered: false }
+    }
+
+    /// One that reads, and makes progress with every piece.
+    pub fn reading(self) -> Self {
+        self.stuck_after(STUCK_READING)
     }
 
     /// With another bound.

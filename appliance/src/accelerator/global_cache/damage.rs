@@ -3,7 +3,8 @@
 //!
 //! A bad record is dropped and its chunk comes again when it is needed, so nothing stays broken. What should be looked
 //! at is the disk below: that is said for [`SHOWN`] after the last one, long enough for a monitor that comes now and
-//! then. A state that an operator takes away by hand was rejected: nobody does, and the next fault is not seen.
+//! then, or until a scrub has read everything since and found nothing: whoever mended the disk proves it so. A state
+//! that an operator takes away by hand was rejected: nobody does, and the next fault is not seen.
 //! Owns one row. Not its job: the count since the start (a metric), dropping records.
 
 use std::sync::{Mutex, PoisonError};
@@ -28,6 +29,12 @@ impl Damage {
         let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = found.as_ref().filter(|found| is_shown(found, now)).map_or(0, |found| found.count);
         *found = Some(Found { count: before + 1, pack, last: now });
+    }
+
+    /// All that is there was read from this moment on, and is good.
+    pub(super) fn disprove(&self, since: Instant) {
+        let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        found.take_if(|found| found.last < since);
     }
 
     /// What to say of it at this moment.
@@ -64,5 +71,16 @@ mod tests {
         damage.note(9, zero + Duration::from_secs(600));
         let said = damage.warning(zero + Duration::from_secs(600)).unwrap();
         assert!(said.contains("found 1 damaged record, the last in pack 9, 0 minutes ago"), "{said}");
+    }
+
+    #[test]
+    fn what_was_found_before_a_clean_scrub_began_is_said_no_more() {
+        let (damage, zero) = (Damage::default(), Instant::now());
+        damage.disprove(zero);
+        damage.note(7, zero + Duration::from_secs(10));
+        damage.disprove(zero + Duration::from_secs(10));
+        assert!(damage.warning(zero + Duration::from_secs(20)).is_some(), "it was found while the scrub ran");
+        damage.disprove(zero + Duration::from_secs(11));
+        assert_eq!(damage.warning(zero + Duration::from_secs(20)), None);
     }
 }

@@ -1,10 +1,12 @@
 //! Scrubbing: every record that the index leads to is read from the disk and verified, pack by pack.
 //!
 //! A record that fails its check is dropped from the index, as a lookup that trips over it would: the chunk is sent
-//! again when it is needed, or, at a source, no base any more. Owns nothing. Not its job: when, how fast (`pace`
+//! again when it is needed, or, at a source, no base any more. A whole pass that finds nothing takes away what was said
+//! of damage before it. Owns nothing. Not its job: when, how fast (`pace`
 //! says), what to do about the disk. Memory: the entries of one pack.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use super::format::{ChunkKey, Entry};
 use super::index::Location;
@@ -37,7 +39,7 @@ impl GlobalCache {
         key: &dyn Fn(DomainTag) -> Option<DomainKey>,
         pace: &mut dyn FnMut(u64, u64, u64) -> bool,
     ) -> ScrubReport {
-        let shared = &self.shared;
+        let (shared, started) = (&self.shared, Instant::now());
         let packs: Vec<u64> = shared.state().packs.keys().copied().collect();
         let (mut report, mut keys) = (ScrubReport::default(), HashMap::new());
         for (done, number) in packs.iter().enumerate() {
@@ -66,6 +68,9 @@ impl GlobalCache {
             shared.files.drop_from_memory(*number);
         }
         report.whole = true;
+        if report.bad + report.vanished == 0 {
+            shared.damage.disprove(started);
+        }
         report
     }
 

@@ -30,6 +30,8 @@ pub struct Point {
     id: String,
     unreadable: Option<String>,
     state: Mutex<StateRecord>,
+    /// Held by whoever writes it down, instead of the state: a disk that hangs must not hang whoever looks.
+    changing: Mutex<()>,
     retiring: AtomicBool,
 }
 
@@ -39,7 +41,8 @@ impl Point {
         let path = shared.point_dir(&id).join("state.json");
         let state: Option<StateRecord> = shared.core.root.read_record(&path).ok();
         let state = state.unwrap_or(StateRecord { version: VERSION, ..StateRecord::default() });
-        Self { shared, id, unreadable, state: Mutex::new(state), retiring: AtomicBool::new(false) }
+        let (state, changing, retiring) = (Mutex::new(state), Mutex::new(()), AtomicBool::new(false));
+        Self { shared, id, unreadable, state, changing, retiring }
     }
 
     /// Its id.
@@ -274,12 +277,12 @@ impl Point {
     }
 
     fn change_state(&self, change: impl FnOnce(&mut StateRecord)) -> Result<(), RepositoryError> {
-        let mut state = self.state();
-        let mut new = state.clone();
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = self.state().clone();
         change(&mut new);
         let path = self.shared.point_dir(&self.id).join("state.json");
         self.shared.core.root.write_record(&path, &new)?;
-        *state = new;
+        *self.state() = new;
         Ok(())
     }
 

@@ -23,8 +23,12 @@ fn damage_is_found_dropped_and_sent_again() {
     let found = scrub(&site, true);
     assert_eq!((found.records, found.bad), (60, 3), "{found:?}");
     assert_eq!(site.cache().stats().bad_records, 3);
+    assert!(site.cache().damage_warning().unwrap().contains("3 damaged records"));
+    let ended = site.cache().scrub(&|_| Some(key()), &mut |_, _, _| false);
+    assert!(!ended.whole && site.cache().damage_warning().is_some(), "a pass that was ended proves nothing");
     let again = scrub(&site, true);
     assert_eq!((again.records, again.bad), (57, 0), "what was dropped is not found again: {again:?}");
+    assert_eq!(site.cache().damage_warning(), None, "everything was read, and is good");
     assert_eq!(site.kept(0..60), 57);
     site.append_all(0..60);
     assert_eq!(site.kept(0..60), 60, "it came again");
