@@ -1,8 +1,9 @@
 //! Jobs that run by themselves: intervals, calendar, one after another, and windows that cut a session.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Error, Result, ensure};
 use vbr_api::{Job, List, Moment, RestorePoint, Session, SessionState};
 use vbr_tests::disk::{self, MIB};
 use vbr_tests::link::LinkConfig;
@@ -67,47 +68,65 @@ fn jobs_run_by_themselves() -> Result<()> {
     world.prove_latest("log", &[&log])
 }
 
+/// What an uncut session of this disk puts on the line, as the link counts it.
+fn uncut(spec: &WorldSpec, image: &Path) -> Result<u64> {
+    let world = World::paired(spec)?;
+    world.job("whole", image)?;
+    let before = world.link()?.counters().port(world.port()).up_sent;
+    world.run("whole")?;
+    Ok(world.link()?.counters().port(world.port()).up_sent - before)
+}
+
 #[test]
 fn a_session_is_cut_by_its_window_five_times() -> Result<()> {
-    let link = LinkConfig::shaped(8.0, 20, 0.0);
-    let world =
-        World::paired(&WorldSpec { link, loopback_rate: Some("8Mbit".into()), ..WorldSpec::default() })?;
+    const RESENT_MAX: u64 = 4 * MIB;
+    // Some 7 MB go in each window: more than may be lost at its end.
+    let spec = WorldSpec {
+        link: LinkConfig::shaped(20.0, 20, 0.0),
+        loopback_rate: Some("20Mbit".into()),
+        ..WorldSpec::default()
+    };
+    let world = World::paired(&spec)?;
     let image = world.path("cut.img");
-    disk::random(&image, 24 * MIB + 17, 3)?;
+    disk::random(&image, 56 * MIB + 17, 3)?;
+    let counted = || Ok::<_, Error>(world.link()?.counters().port(world.port()).up_sent);
+    let before = if world.has_link() { counted()? } else { 0 };
     // Five short windows, and a long one.
     let mut windows: Vec<String> = (0..5).map(|n| clock(2 + 5 * n) + "-" + &clock(5 + 5 * n)).collect();
     windows.push(clock(27) + "-" + &clock(7200));
-    let path = image.to_string_lossy().into_owned();
-    world.source.ok(&[
-        "job",
-        "create",
-        "cut",
-        "--disk",
-        &path,
-        "--target",
-        "dr",
-        "--continuous",
-        "--window",
-        &windows.join(","),
-    ])?;
-    let mut cuts = 0;
-    let mut before = SessionState::Pending;
-    let mut session: Option<Session> = None;
+    let (path, windows) = (image.to_string_lossy().into_owned(), windows.join(","));
+    let words =
+        ["job", "create", "cut", "--disk", &path, "--target", "dr", "--continuous", "--window", &windows];
+    world.source.ok(&words)?;
+    until("the session is there", Duration::from_secs(20), || Ok(world.last_session("cut")?.is_some()))?;
+    let id = world.last_session("cut")?.map(|session| session.session).unwrap_or_default();
+    let show = || -> Result<Session> { world.source.json(&["session", "show", &id]) };
+    // What was lost at each cut, as the session says.
+    let (mut lost, mut told, mut before_that): (Vec<u64>, u64, _) = (Vec::new(), 0, SessionState::Pending);
     until("the session is over", Duration::from_secs(120), || {
-        let now = world.last_session("cut")?;
-        let state = now.as_ref().map_or(SessionState::Pending, |session| session.state);
-        cuts += u32::from(state == SessionState::Suspended && before != SessionState::Suspended);
-        before = state;
-        session = now;
-        Ok(points(&world, "cut") > 0)
+        let now = show()?;
+        if now.state == SessionState::Suspended && before_that != SessionState::Suspended {
+            lost.push(now.bytes.resent - told);
+            told = now.bytes.resent;
+        }
+        before_that = now.state;
+        Ok(now.state.is_over())
     })?;
     world.source.ok(&["job", "disable", "cut"])?;
-    let session = match session {
-        Some(session) if session.state.is_over() => session,
-        _ => world.wait_over("cut")?,
-    };
-    ensure!(cuts == 5, "it was suspended {cuts} times");
-    ensure!(session.bytes.resent <= 5 * 4 * MIB, "resent {}", session.bytes.resent);
+    let session = show()?;
+    ensure!(session.state == SessionState::Succeeded, "{session:?}");
+    ensure!(lost.len() == 5, "it was suspended {} times", lost.len());
+    ensure!(lost.iter().all(|lost| *lost <= RESENT_MAX), "lost at its cuts: {lost:?}");
+    ensure!(told > 0, "a full line was cut five times, and nothing was on its way");
+    ensure!(session.bytes.resent == told, "{} were resent, {told} at its cuts", session.bytes.resent);
+    if world.has_link() {
+        // The same from outside: what crossed, against what an uncut session of this disk takes.
+        let (all, whole) = (counted()? - before, uncut(&spec, &image)?);
+        let each = all.saturating_sub(whole) / 5;
+        eprintln!("{all} bytes with five cuts, {whole} without: {each} a cut; the session says {lost:?}");
+        ensure!(each <= RESENT_MAX, "{all} bytes crossed, {whole} without cuts: {each} resent a cut");
+        ensure!(whole > 56 * MIB, "an uncut session of 56 MiB took {whole}");
+    }
     world.prove_latest("cut", &[&image])
 }
 

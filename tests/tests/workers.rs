@@ -10,7 +10,10 @@ use anyhow::{Context, Result, ensure};
 use vbr_api::{JobLogEntry, List, NotifyHook, PointState, SessionState, Status, Task, TaskState};
 use vbr_tests::disk::{self, MIB};
 use vbr_tests::hook::{Hook, write_script};
+use vbr_tests::mount::{FsKind, LoopFs};
+use vbr_tests::process::{is_root, skip_unless};
 use vbr_tests::site::Site;
+use vbr_tests::work::WorkDir;
 use vbr_tests::world::{World, WorldSpec};
 
 /// Asks until it is so.
@@ -155,20 +158,85 @@ fn scheduled_verification_finds_a_damaged_restore_point() -> Result<()> {
     })?;
     let verified = point()?.verified_at;
     until("it was verified again", Duration::from_secs(60), || Ok(point()?.verified_at != verified))?;
-    let replica: vbr_api::Replica = world.target.json(&["replica", "show", "web"])?;
-    let file = PathBuf::from(replica.path).join("points").join(point()?.id).join(&point()?.disks[0].file);
+    // Nothing else here has it: it is the only point, and the cache is lost.
+    let file = disk_file(&world, &point()?)?;
+    world.target.stop()?;
+    std::fs::remove_dir_all(world.target.state().join("packs"))?;
     // Near the end of the file there is data, whatever its format.
     spoil(&file, file.metadata()?.len() - MIB)?;
+    world.target.start()?;
+    world.wait_connected(Duration::from_secs(30))?;
     until("the damage was found", Duration::from_secs(60), || Ok(point()?.state == PointState::Damaged))?;
     let (code, line) = check(&world.target)?;
     ensure!(code == Some(2) && line.contains("failed its verification"), "{code:?} {line}");
-    ensure!(task(&world.target, "verification")?.counters["damaged"] == 1);
-    // The job mends it by what it does anyway: a new point, which does not build on what is bad.
+    ensure!(task(&world.target, "verification")?.counters["damaged"] > 0);
+    // The job brings it by what it does anyway: a new point, which does not build on what is bad. With what came, the
+    // old one is mended, too.
+    let before = world.keep(&image, "before")?;
+    disk::write_random(&image, 0, MIB, 3)?;
+    world.run("web")?;
+    until("the old one was mended", Duration::from_secs(60), || Ok(point()?.state == PointState::Sealed))?;
+    until("check is green again", Duration::from_secs(60), || Ok(check(&world.target)?.0 == Some(0)))?;
+    world.prove(&format!("web@{}", point()?.id), &[before.as_path()])?;
+    world.prove_latest("web", &[&image])
+}
+
+/// The first disk of a restore point, as a file.
+fn disk_file(world: &World, point: &vbr_api::RestorePoint) -> Result<PathBuf> {
+    let replica: vbr_api::Replica = world.target.json(&["replica", "show", &point.replica])?;
+    let disk = point.disks.first().context("it has no disk")?;
+    Ok(PathBuf::from(replica.path).join("points").join(&point.id).join(&disk.file))
+}
+
+/// Two points, and a damaged block that both have.
+fn a_block_is_mended(spec: &WorldSpec) -> Result<()> {
+    let world = World::paired(spec)?;
+    let image = world.path("web.img");
+    disk::random(&image, 12 * MIB, 1)?;
+    world.job("web", &image)?;
+    world.run("web")?;
+    let first = world.keep(&image, "first")?;
+    disk::write_random(&image, 0, MIB, 2)?;
+    world.run("web")?;
+    let (target, points) = (&world.target, world.points("web")?);
+    // Where the file system shares extents each file is spoiled by itself; an overlay has the block from below.
+    for point in points.iter().filter(|point| point.disks[0].format == "raw") {
+        spoil(&disk_file(&world, point)?, 7 * MIB + 12_345)?;
+    }
+    let found = run_task(target, &["task", "run", "verification"], "verification")?;
+    ensure!(found.counters["mended"] == 1 && !found.counters.contains_key("damaged"), "{found:?}");
+    ensure!(found.counters["mended_elsewhere"] == 1, "the older point was not mended: {found:?}");
+    let finding = found.finding.context("the verification found nothing")?;
+    ensure!(finding.level == "warning" && finding.what.contains("1 damaged chunks"), "{finding:?}");
+    ensure!(target.log().contains("had damaged chunks; they were mended"), "the log does not say so");
+    let (code, line) = check(target)?;
+    ensure!(code == Some(1) && line.contains("verification found"), "{code:?} {line}");
+    ensure!(metric(target, "vbr_task_finding{task=\"verification\"} 1")?, "the metrics do not say so");
+    world.prove(&format!("web@{}", points[0].id), &[first.as_path()])?;
+    world.prove_latest("web", &[&image])?;
+    // Until a pass finds nothing.
     disk::mutate(&image, 5, 3)?;
     world.run("web")?;
-    world.target.ok(&["restore-point", "remove", &format!("web@{}", point()?.id), "--yes", "--force"])?;
-    until("check is green again", Duration::from_secs(30), || Ok(check(&world.target)?.0 == Some(0)))?;
+    let clean = run_task(target, &["task", "run", "verification"], "verification")?;
+    ensure!(clean.finding.is_none(), "{clean:?}");
+    until("check is green again", Duration::from_secs(30), || Ok(check(target)?.0 == Some(0)))?;
     world.prove_latest("web", &[&image])
+}
+
+#[test]
+fn a_damaged_block_of_a_disk_is_mended_from_the_cache() -> Result<()> {
+    a_block_is_mended(&WorldSpec::default())
+}
+
+#[test]
+fn a_damaged_block_is_mended_where_points_share_extents() -> Result<()> {
+    if skip_unless(is_root(), "mending on XFS", "mounting a file system needs root") {
+        return Ok(());
+    }
+    let dir = WorkDir::new()?;
+    let fs = LoopFs::create(dir.path(), "store", FsKind::Xfs, 512 * MIB)?;
+    let datastore = Some(fs.path().join("replicas"));
+    a_block_is_mended(&WorldSpec { datastore, ..WorldSpec::default() })
 }
 
 fn log(site: &Site, job: &str) -> Result<Vec<JobLogEntry>> {

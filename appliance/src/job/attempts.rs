@@ -18,6 +18,7 @@ use super::slots::Slot;
 use super::story::Line;
 use crate::error::Problem;
 use crate::host::VmSnapshot;
+use crate::wire::ChannelCounters;
 
 /// An attempt that sent this much had a link.
 const LINKED_BYTES: u64 = 64 * 1024;
@@ -130,19 +131,38 @@ fn note_progress(patience: &mut Patience, before: &Session, after: &Session) {
     }
 }
 
+/// What an attempt counts on the wire, on top of those before it.
+#[derive(Clone)]
+pub(super) struct Counting {
+    pub handle: Arc<SessionHandle>,
+    pub base: SessionBytes,
+    pub counters: Arc<ChannelCounters>,
+}
+
+impl Counting {
+    fn note(&self) {
+        self.handle.note(|session: &mut Session| {
+            session.bytes.sent_wire = self.base.sent_wire + self.counters.sent_wire();
+            session.bytes.received_wire = self.base.received_wire + self.counters.received_wire();
+        });
+    }
+}
+
+/// Counts to the end of the attempt, also where that is dropped half-way, as by the end of a window.
+pub(super) struct Counted(pub Counting);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.note();
+    }
+}
+
 /// Twice a second: wire bytes, rate, and word to whoever watches.
-pub(super) async fn sample(
-    handle: Arc<SessionHandle>,
-    counters: Arc<crate::wire::ChannelCounters>,
-    base: SessionBytes,
-) {
+pub(super) async fn sample(counting: Counting) {
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     loop {
         tick.tick().await;
-        handle.note(|session: &mut Session| {
-            session.bytes.sent_wire = base.sent_wire + counters.sent_wire();
-            session.bytes.received_wire = base.received_wire + counters.received_wire();
-        });
-        handle.sample();
+        counting.note();
+        counting.handle.sample();
     }
 }

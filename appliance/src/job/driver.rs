@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use vbr_api::{FreeSpace, JobSpec, Moment, SessionState};
 
 use super::ahead::Ahead;
-use super::attempts::sample;
+use super::attempts::{Counted, Counting, sample};
 use super::base::{FoundBase, Names, find_base, replica_state};
 use super::bases::Bases;
 use super::definitions::split_target;
@@ -234,20 +234,14 @@ impl Driver {
             channel.limit_rate(&job, rate);
         }
         let counters = channel.counters();
-        let base = self.handle.view().bytes;
+        let counting = Counting { handle: self.handle.clone(), base: self.handle.view().bytes, counters };
         let mut sampler = JoinSet::new();
-        sampler.spawn(sample(self.handle.clone(), counters.clone(), base));
+        sampler.spawn(sample(counting.clone()));
+        let counted = Counted(counting);
         let work = replicate(&ctx, channel, self.open(&ctx));
         let result = watched(&self.handle, self.parts.waits.stall, work).await;
-        let result = result.unwrap_or_else(|stalled| {
-            self.handle.settle(); // It was dropped half-way.
-            Err(stalled.into())
-        });
-        drop(sampler);
-        self.handle.update(|session| {
-            session.bytes.sent_wire = base.sent_wire + counters.sent_wire();
-            session.bytes.received_wire = base.received_wire + counters.received_wire();
-        });
+        let result = result.unwrap_or_else(|stalled| Err(stalled.into()));
+        drop((sampler, counted));
         self.note_line(&peer.peer_id, &ctx);
         self.parts.gates.keep(&job, ctx.ahead.gate());
         let sealed = match result {

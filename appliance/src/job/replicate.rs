@@ -291,6 +291,7 @@ pub async fn replicate(
     let (out_tx, out_rx) = mpsc::channel::<Outgoing>(BATCHES_PACKED_MAX + 2);
     let (durable_tx, durable_rx) = watch::channel(0u64);
     let pipe = Arc::new(Pipe::new(durable_rx));
+    let mut cut = Cut { pipe: pipe.clone(), handle: ctx.handle.clone(), sealed: false };
     let mut parts: JoinSet<Result<(), AttemptError>> = JoinSet::new();
     spawn_scanners(ctx, &cursors, Lanes { sender: sender.clone(), room, work: work_tx.clone() }, &mut parts);
     let (batcher, fills) = (ctx.clone(), pipe.clone());
@@ -305,13 +306,27 @@ pub async fn replicate(
     drop(ending);
     parts.abort_all();
     while parts.join_next().await.is_some() {}
-    if result.is_err() {
-        // What the target had not called durable crosses the link again, at the most.
-        let lost = pipe.outstanding();
-        ctx.handle.note(|session| session.bytes.resent += lost);
-    }
-    ctx.handle.settle();
+    cut.sealed = result.is_ok();
+    drop(cut);
     result
+}
+
+/// Counts what an attempt loses when it ends without a seal, also when it is dropped half-way, as by the end of a window.
+struct Cut {
+    pipe: Arc<Pipe>,
+    handle: Arc<SessionHandle>,
+    sealed: bool,
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        if !self.sealed {
+            // What the target had not called durable crosses the link again, at the most.
+            let lost = self.pipe.outstanding();
+            self.handle.note(|session| session.bytes.resent += lost);
+        }
+        self.handle.settle();
+    }
 }
 
 /// Wakes the blocking threads of an attempt when it ends, also when it is dropped half-way.

@@ -1,78 +1,161 @@
 //! Verification: every chunk of a restore point is read and held against its manifest.
 //!
-//! Reads only; the point is leased while it runs, and its result is noted in the point's state. Zeroes
-//! are checked too: where the manifest says nothing, the disk must hold nothing. Memory: one page of
-//! ids and one MiB.
+//! The point is leased while it runs, and its result is noted in the point's state. Zeroes are checked too: where the
+//! manifest says nothing, the disk must hold nothing. An order reads only; on a schedule, chunks that are found damaged
+//! are mended where their content can be had ([`verify_and_mend`]). Memory: one page of ids, one MiB, and
+//! [`PLACES_MAX`] places.
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use vbr_api::{BadChunk, VerifyReport};
 
 use super::RepositoryError;
-use super::datastore::Point;
+use super::datastore::{FindChunk, Mended, Point, Replica};
 use super::manifest::{PageTable, blank_page};
 use crate::block::{BlockRead, CHUNK_BYTES, ChunkId, DomainKey, Geometry, PAGE_BYTES, PAGE_CHUNKS, is_zero};
 
 /// Bad places that are listed; all are counted.
 const BAD_LISTED_MAX: usize = 100;
 
+/// Damaged chunks of which the places are remembered: 256 MiB of them.
+const PLACES_MAX: usize = 4096;
+
 /// Verifies a point and notes the result. Damage is in the report; an error means that it could not be
 /// carried out.
 pub fn verify(point: &Arc<Point>, key: &DomainKey) -> Result<VerifyReport, RepositoryError> {
-    let report = verify_paced(point, key, &mut |_| true)?;
-    report.ok_or_else(|| RepositoryError::invalid(point.title(), "the verification was ended"))
+    let (started, mut pace) = (Instant::now(), |_: u64| true);
+    let mut walk = Walk::new(point, key, &mut pace)?;
+    if !walk.point(point)? {
+        return Err(RepositoryError::invalid(point.title(), "the verification was ended"));
+    }
+    note(walk.report, point, started, 0)
+}
+
+/// What a scheduled verification came to.
+pub struct Outcome {
+    /// What is left of the damage.
+    pub report: VerifyReport,
+    /// Chunks of the point that were damaged and are whole again.
+    pub mended: u64,
+    /// Places in other points of its replica that were mended with them.
+    pub elsewhere: u64,
+    /// Other points that have the same damage, and are marked for it.
+    pub alike: Vec<String>,
+    /// It could not be mended now, because the replica is in use.
+    pub postponed: bool,
 }
 
 /// The same at the caller's pace, who hears of bytes read; where it answers false the verification ends, without a
-/// result.
-pub fn verify_paced(
+/// result. Damaged chunks that `find` brings are written again.
+pub fn verify_and_mend(
+    replica: &Replica,
     point: &Arc<Point>,
     key: &DomainKey,
     pace: &mut dyn FnMut(u64) -> bool,
-) -> Result<Option<VerifyReport>, RepositoryError> {
-    check_domain(point, key)?;
-    let started = Instant::now();
-    let report = VerifyReport {
-        point: point.id().to_string(),
-        ok: false,
-        read_bytes: 0,
-        chunks: 0,
-        bad_chunks: 0,
-        bad: Vec::new(),
-        duration_ms: 0,
-    };
-    let mut walk = Walk { report, key, pace };
-    match point.disks() {
-        Err(error) => note_bad(&mut walk.report, 0, 0, error.to_string()),
-        Ok(disks) => {
-            for disk in 0..disks.len() as u16 {
-                match verify_disk(point, disk, &mut walk) {
-                    // Somebody removes it meanwhile, or a tool is missing: that says nothing of the data.
-                    Err(error @ (RepositoryError::Busy { .. } | RepositoryError::Tool { .. })) => {
-                        return Err(error);
-                    }
-                    Err(error) => note_bad(&mut walk.report, disk, 0, error.to_string()),
-                    Ok(true) => {}
-                    Ok(false) => return Ok(None),
-                }
-            }
+    find: FindChunk<'_>,
+) -> Result<Option<Outcome>, RepositoryError> {
+    let (mut walk, started) = (Walk::new(point, key, pace)?, Instant::now());
+    if !walk.point(point)? {
+        return Ok(None);
+    }
+    let (report, places) = (walk.report, walk.places);
+    let mut outcome = Outcome { report, mended: 0, elsewhere: 0, alike: Vec::new(), postponed: false };
+    for (disk, chunks) in &places {
+        let done = replica.mend(point, *disk, chunks, key, find).unwrap_or_else(|error| {
+            tracing::warn!(%error, disk, "{} is damaged and could not be mended now", point.title());
+            outcome.postponed |= error.is_passing();
+            Mended::default()
+        });
+        let whole: HashSet<u64> = done.chunks.into_iter().collect();
+        let is_whole =
+            |bad: &BadChunk| bad.disk == *disk && whole.contains(&(bad.offset / CHUNK_BYTES as u64));
+        outcome.report.bad.retain(|bad| !is_whole(bad));
+        outcome.report.bad_chunks = outcome.report.bad_chunks.saturating_sub(whole.len() as u64);
+        outcome.mended += whole.len() as u64;
+        outcome.elsewhere += done.elsewhere;
+        let left: Vec<u64> = chunks.iter().filter(|chunk| !whole.contains(*chunk)).copied().collect();
+        if !left.is_empty() && !outcome.postponed {
+            outcome.alike.extend(replica.mark_alike(point, *disk, &left, key));
         }
     }
-    let mut report = walk.report;
+    outcome.report = note(outcome.report, point, started, outcome.mended)?;
+    Ok(Some(outcome))
+}
+
+/// Completes the report, and keeps its result with the point.
+fn note(
+    mut report: VerifyReport,
+    point: &Point,
+    started: Instant,
+    mended: u64,
+) -> Result<VerifyReport, RepositoryError> {
     report.ok = report.bad_chunks == 0;
     report.duration_ms = started.elapsed().as_millis() as u64;
     if point.unreadable().is_none() {
-        point.mark_verified(report.ok, jiff::Timestamp::now())?;
+        point.mark_mended(report.ok, mended, jiff::Timestamp::now())?;
     }
-    Ok(Some(report))
+    Ok(report)
 }
 
 /// A verification under way.
 struct Walk<'a> {
     report: VerifyReport,
+    /// Of each disk, the chunks that were found damaged.
+    places: BTreeMap<u16, Vec<u64>>,
     key: &'a DomainKey,
     pace: &'a mut dyn FnMut(u64) -> bool,
+}
+
+impl<'a> Walk<'a> {
+    fn new(
+        point: &Point,
+        key: &'a DomainKey,
+        pace: &'a mut dyn FnMut(u64) -> bool,
+    ) -> Result<Self, RepositoryError> {
+        check_domain(point, key)?;
+        let report = VerifyReport {
+            point: point.id().to_string(),
+            ok: false,
+            read_bytes: 0,
+            chunks: 0,
+            bad_chunks: 0,
+            bad: Vec::new(),
+            duration_ms: 0,
+        };
+        Ok(Self { report, places: BTreeMap::new(), key, pace })
+    }
+
+    /// All disks of a point; false where it was ended.
+    fn point(&mut self, point: &Arc<Point>) -> Result<bool, RepositoryError> {
+        let disks = match point.disks() {
+            Ok(disks) => disks.len() as u16,
+            Err(error) => {
+                note_bad(&mut self.report, 0, 0, error.to_string());
+                0
+            }
+        };
+        for disk in 0..disks {
+            match verify_disk(point, disk, self) {
+                // Somebody removes it meanwhile, or a tool is missing: that says nothing of the data.
+                Err(error @ (RepositoryError::Busy { .. } | RepositoryError::Tool { .. })) => {
+                    return Err(error);
+                }
+                Err(error) => note_bad(&mut self.report, disk, 0, error.to_string()),
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    fn damaged(&mut self, disk: u16, offset: u64, why: String) {
+        note_bad(&mut self.report, disk, offset, why);
+        if self.places.values().map(Vec::len).sum::<usize>() < PLACES_MAX {
+            self.places.entry(disk).or_default().push(offset / CHUNK_BYTES as u64);
+        }
+    }
 }
 
 /// Refuses a key that is not the one the point was made with.
@@ -133,7 +216,6 @@ fn verify_page(
     walk: &mut Walk<'_>,
 ) -> bool {
     const PIECE: usize = 16;
-    let (report, key) = (&mut walk.report, walk.key);
     let count = geometry.page_chunks(page);
     let first = page * PAGE_CHUNKS as u64;
     let mut buffer = vec![0; PIECE * CHUNK_BYTES];
@@ -146,16 +228,16 @@ fn verify_page(
         let whole = reader.read_at(start, data).is_ok();
         for (n, chunk) in data.chunks_mut(CHUNK_BYTES).enumerate() {
             let offset = start + (n * CHUNK_BYTES) as u64;
-            report.chunks += 1;
-            report.read_bytes += chunk.len() as u64;
+            walk.report.chunks += 1;
+            walk.report.read_bytes += chunk.len() as u64;
             if !whole && let Err(error) = reader.read_at(offset, chunk) {
-                note_bad(report, disk, offset, format!("it cannot be read: {error}"));
+                walk.damaged(disk, offset, format!("it cannot be read: {error}"));
                 continue;
             }
             let id = &ids[from + n];
-            let fits = if id.is_zero() { is_zero(chunk) } else { key.chunk_id(chunk) == *id };
+            let fits = if id.is_zero() { is_zero(chunk) } else { walk.key.chunk_id(chunk) == *id };
             if !fits {
-                note_bad(report, disk, offset, "its content differs from the manifest".into());
+                walk.damaged(disk, offset, "its content differs from the manifest".into());
             }
         }
         if !(walk.pace)(end - start) {

@@ -80,7 +80,7 @@ impl Kept {
     pub fn tend(self, config: &Config, workers: &Workers, tasks: &TaskTracker, stop: &CancellationToken) {
         self.tend_eviction(workers, tasks, stop);
         Scrub(self.clone()).tend(config.scrub, workers, tasks, stop);
-        Verification(self).tend(config.verify, workers, tasks, stop);
+        Verification::new(self).tend(config.verify, workers, tasks, stop);
     }
 
     /// The cache makes room for itself when it grows; this keeps its reserve where others fill the file system.

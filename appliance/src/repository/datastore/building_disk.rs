@@ -22,6 +22,16 @@ pub(super) enum Image {
     Overlay(Box<OverlayDisk>),
 }
 
+impl Image {
+    /// Whatever it is, a disk.
+    pub fn disk(&self) -> &dyn BlockWrite {
+        match self {
+            Self::Raw(disk) => disk,
+            Self::Overlay(disk) => &**disk,
+        }
+    }
+}
+
 /// A disk that is written.
 pub(super) struct BuildingDisk {
     image: Image,
@@ -51,10 +61,7 @@ impl BuildingDisk {
     }
 
     fn image(&self) -> &dyn BlockWrite {
-        match &self.image {
-            Image::Raw(disk) => disk,
-            Image::Overlay(disk) => &**disk,
-        }
+        self.image.disk()
     }
 
     fn writing(&self, len: u64, write: impl FnOnce(&dyn BlockWrite) -> io::Result<()>) -> io::Result<()> {

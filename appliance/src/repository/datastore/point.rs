@@ -117,6 +117,11 @@ impl Point {
         Ok(self.shared.manifest(&self.id, disk)?.table())
     }
 
+    /// A disk's exact length, as its manifest says.
+    pub(super) fn table_len(&self, disk: u16) -> Result<u64, RepositoryError> {
+        Ok(self.shared.manifest(&self.id, disk)?.disk_len)
+    }
+
     /// The ids of a page, verified; none where it is all zero.
     pub fn page(&self, disk: u16, page: u64) -> Result<Option<PageIds>, RepositoryError> {
         let manifest = self.shared.manifest(&self.id, disk)?;
@@ -160,10 +165,25 @@ impl Point {
 
     /// Notes the result of a verification. Durable when this returns.
     pub fn mark_verified(&self, ok: bool, at: Moment) -> Result<(), RepositoryError> {
+        self.mark_mended(ok, 0, at)
+    }
+
+    /// The same of one that mended chunks.
+    pub fn mark_mended(&self, ok: bool, mended_chunks: u64, at: Moment) -> Result<(), RepositoryError> {
         self.change_state(|state| {
-            state.verified_at = Some(at);
-            state.verified_ok = Some(ok);
+            (state.verified_at, state.verified_ok) = (Some(at), Some(ok));
+            state.mended_chunks = mended_chunks;
         })
+    }
+
+    /// Chunks that its last verification found damaged, and mended.
+    pub fn mended_chunks(&self) -> u64 {
+        self.state().mended_chunks
+    }
+
+    /// What was mended once needs no attention any more. Durable when this returns.
+    pub fn forget_mended(&self) -> Result<(), RepositoryError> {
+        self.change_state(|state| state.mended_chunks = 0)
     }
 
     /// Pins it: nobody removes it until the pin lapses or is taken off. Durable when this returns.

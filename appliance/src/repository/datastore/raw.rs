@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, copy_file_range, fadvise, fallocate, seek};
 use rustix::io::Errno;
 
 use crate::block::{BlockRead, BlockWrite, Extent};
@@ -24,6 +24,28 @@ impl RawDisk {
     /// Takes a file whose length is the disk's.
     pub fn new(file: File, len: u64) -> Self {
         Self { file, len }
+    }
+
+    /// Makes a range the same as in another image; where the file system can, the two share it from then on.
+    pub fn copy_from(&self, other: &Self, offset: u64, len: u64) -> io::Result<()> {
+        self.check(offset, len)?;
+        other.check(offset, len)?;
+        let mut done = 0;
+        while done < len {
+            let (mut from, mut to) = (offset + done, offset + done);
+            let rest = usize::try_from(len - done).unwrap_or(usize::MAX);
+            match copy_file_range(&other.file, Some(&mut from), &self.file, Some(&mut to), rest)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                copied => done += copied as u64,
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of what the kernel keeps of it in memory, so that it is read from the disk again.
+    pub fn forget_cached(&self) {
+        // An answer would change nothing: it is a wish.
+        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
     }
 
     fn check(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -122,6 +122,9 @@ pub struct StateRecord {
     pub verified_at: Option<Moment>,
     /// With what result.
     pub verified_ok: Option<bool>,
+    /// Chunks that were found damaged then, and mended.
+    #[serde(default)]
+    pub mended_chunks: u64,
 }
 
 /// `building.json`: a point that a session fills.

@@ -258,7 +258,8 @@ impl Replica {
                 warnings.push(warning(
                     "critical",
                     format!("{} failed its verification", point.title()),
-                    "run the job again: what is bad is sent anew; then remove the damaged point",
+                    "run the job again: what is bad is sent anew; then vbrctl task run verification, which mends the \
+                     point, or remove it",
                 ));
             }
         }
