@@ -5,9 +5,11 @@
 
 pub mod bench;
 pub mod chart;
+pub mod clock;
 pub mod counter;
 pub mod disk;
 pub mod fault;
+pub mod hook;
 pub mod link;
 pub mod measure;
 pub mod mount;
@@ -15,6 +17,7 @@ pub mod process;
 pub mod rate;
 pub mod report;
 pub mod site;
+pub mod slow_disk;
 pub mod work;
 pub mod workload;
 pub mod world;

@@ -98,14 +98,10 @@ impl LoopFs {
         Ok(())
     }
 
-    /// Whoever writes to it stands still until [`Self::thaw`], and cannot be killed meanwhile.
-    pub fn freeze(&self) -> Result<()> {
-        run("fsfreeze", [OsStr::new("--freeze"), self.at.as_os_str()]).map(drop)
-    }
-
-    /// Ends [`Self::freeze`].
-    pub fn thaw(&self) -> Result<()> {
-        run("fsfreeze", [OsStr::new("--unfreeze"), self.at.as_os_str()]).map(drop)
+    /// Whoever writes to it stands still while this lives, and cannot be killed.
+    pub fn freeze(&self) -> Result<Frozen<'_>> {
+        run("fsfreeze", [OsStr::new("--freeze"), self.at.as_os_str()])?;
+        Ok(Frozen(self))
     }
 
     /// After a power loss, with all users gone: unmounts and mounts again, which replays the journal.
@@ -140,6 +136,17 @@ impl Drop for LoopFs {
         if let Err(error) = self.unmount() {
             eprintln!("{error:#}");
             let _ = Command::new("umount").arg("-l").arg(&self.at).output();
+        }
+    }
+}
+
+/// A file system that stands still.
+pub struct Frozen<'a>(&'a LoopFs);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = run("fsfreeze", [OsStr::new("--unfreeze"), self.0.at.as_os_str()]) {
+            eprintln!("{error:#}");
         }
     }
 }

@@ -46,7 +46,7 @@ pub struct WorldSpec {
     pub source_cache_size: Option<String>,
     /// `retention.min_age` of the target.
     pub min_age: String,
-    /// `datastore.reserve` of the target.
+    /// `datastore.reserve` of the target, and of the source, which keeps nothing there.
     pub reserve: String,
 }
 
@@ -109,8 +109,9 @@ impl World {
         };
         let target_state = spec.target_state.clone().unwrap_or_else(|| dir.join("dr/state"));
         let datastore = spec.datastore.clone().unwrap_or_else(|| target_state.join("datastore"));
-        let source =
-            make(End::Source, "branch", ports[0], &spec.source_state, source_toml(spec, link.is_none()))?;
+        let own = spec.source_state.clone().unwrap_or_else(|| dir.join("branch/state")).join("datastore");
+        let toml = source_toml(spec, link.is_none(), &own);
+        let source = make(End::Source, "branch", ports[0], &spec.source_state, toml)?;
         let target = make(End::Target, "dr", ports[1], &spec.target_state, target_toml(spec, &datastore))?;
         let world = Self { source, target, link, dir, datastore, port: ports[1] };
         world.target.start()?;
@@ -324,14 +325,17 @@ impl World {
     }
 }
 
-fn source_toml(spec: &WorldSpec, loopback: bool) -> String {
+fn source_toml(spec: &WorldSpec, loopback: bool, datastore: &Path) -> String {
     let rate = match (&spec.loopback_rate, loopback) {
         (Some(rate), true) => format!("[wire]\nrate = \"{rate}\"\n"),
         _ => String::new(),
     };
     format!(
-        "{rate}[cache]\nsize = \"{}\"\nreserve = \"0\"\n[source]\nsnapshot_floor = \"0\"\n{}\n",
+        "{rate}[cache]\nsize = \"{}\"\nreserve = \"0\"\n[source]\nsnapshot_floor = \"0\"\n\
+         [datastore.default]\npath = \"{}\"\nreserve = \"{}\"\n{}\n",
         spec.source_cache_size.as_ref().unwrap_or(&spec.cache_size),
+        datastore.display(),
+        spec.reserve,
         spec.source_toml
     )
 }

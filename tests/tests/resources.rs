@@ -9,6 +9,7 @@ use vbr_tests::disk::{self, MIB};
 use vbr_tests::link::{LinkConfig, Mode};
 use vbr_tests::mount::{FsKind, LoopFs};
 use vbr_tests::process::{is_root, skip_unless};
+use vbr_tests::slow_disk::SlowDisk;
 use vbr_tests::work::WorkDir;
 use vbr_tests::world::{World, WorldSpec};
 
@@ -220,24 +221,6 @@ fn a_lost_link_is_waited_for_up_to_its_bound() -> Result<()> {
     Ok(())
 }
 
-/// Freezes a file system while it lives: whoever writes stands still.
-struct Frozen<'a>(&'a LoopFs);
-
-impl<'a> Frozen<'a> {
-    fn new(fs: &'a LoopFs) -> Result<Self> {
-        fs.freeze()?;
-        Ok(Self(fs))
-    }
-}
-
-impl Drop for Frozen<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.thaw() {
-            eprintln!("{error:#}");
-        }
-    }
-}
-
 #[test]
 fn a_target_whose_disk_hangs_is_found_said_and_cut() -> Result<()> {
     if skip_unless(is_root(), "a disk that hangs", "freezing a file system needs root") {
@@ -249,7 +232,7 @@ fn a_target_whose_disk_hangs_is_found_said_and_cut() -> Result<()> {
     let source_toml = "[schedule]\nstall_warning = \"5s\"\nstall_cut = \"12s\"\n".to_owned();
     let world = World::paired(&WorldSpec { source_toml, datastore, ..WorldSpec::default() })?;
     let image = create(&world, "web", 96 * MIB, &["--retry", "3/1s"])?;
-    let frozen = Frozen::new(&fs)?;
+    let frozen = fs.freeze()?;
     world.run_in_background("web")?;
     let session = until("it is said where it stands still", Duration::from_secs(60), || {
         Ok(world.last_session("web")?.filter(|session| session.stalled.is_some()))
@@ -266,6 +249,63 @@ fn a_target_whose_disk_hangs_is_found_said_and_cut() -> Result<()> {
     world.prove_latest("web", &[&image])?;
     drop(world); // Before its file system.
     Ok(())
+}
+
+#[test]
+fn a_source_host_that_is_slow_is_spared() -> Result<()> {
+    if skip_unless(is_root(), "a source host that is slow", "a disk that is slow needs root") {
+        return Ok(());
+    }
+    let source_toml = "[resources]\nlatency_ceiling = \"50ms\"\n".to_owned();
+    let world = World::paired(&WorldSpec { source_toml, ..WorldSpec::default() })?;
+    let (image, path) = (world.path("web.img"), world.path("slow.img"));
+    disk::random(&image, 192 * MIB, 11)?;
+    let slow = SlowDisk::mount(&image, &path)?;
+    world.job("web", &path)?;
+    // Below the ceiling reading takes what the disk gives.
+    let (quick, late) = (Duration::from_millis(40), Duration::from_millis(100));
+    slow.set_delay(quick);
+    world.run_in_background("web")?;
+    until("it reads", Duration::from_secs(30), || Ok((slow.reads() > 10).then_some(())))?;
+    let full = slow.reads_per_second(Duration::from_secs(2));
+    // Above it, reading leaves most of the time to the users of the host, within seconds.
+    slow.set_delay(late);
+    let given = full * quick.as_secs_f64() / late.as_secs_f64();
+    let least = until("reading makes room", Duration::from_secs(60), || {
+        let rate = slow.reads_per_second(Duration::from_secs(3));
+        Ok((rate < given / 4.0).then_some(rate))
+    })?;
+    let session = world.last_session("web")?.context("no session")?;
+    ensure!(session.state == SessionState::Running && session.stalled.is_none(), "{session:?}");
+    eprintln!("reads a second: {full:.1}, and of the {given:.1} of a slower disk {least:.1}");
+    // It comes back by itself.
+    slow.set_delay(Duration::from_millis(1));
+    let session = world.wait_over_within("web", Duration::from_secs(40))?;
+    ensure!(session.state == SessionState::Succeeded, "{session:?}");
+    world.prove_latest("web", &[&image])
+}
+
+#[test]
+fn a_source_whose_disk_hangs_is_found_and_said() -> Result<()> {
+    if skip_unless(is_root(), "a source disk that hangs", "a disk that hangs needs root") {
+        return Ok(());
+    }
+    let source_toml = "[schedule]\nstall_warning = \"5s\"\nstall_cut = \"10m\"\n".to_owned();
+    let world = World::paired(&WorldSpec { source_toml, ..WorldSpec::default() })?;
+    let (image, path) = (world.path("web.img"), world.path("hangs.img"));
+    disk::random(&image, 16 * MIB, 12)?;
+    let hangs = SlowDisk::mount(&image, &path)?;
+    world.job("web", &path)?;
+    hangs.set_delay(Duration::from_secs(3600));
+    world.run_in_background("web")?;
+    let session = until("it is said where it stands still", Duration::from_secs(60), || {
+        Ok(world.last_session("web")?.filter(|session| session.stalled.is_some()))
+    })?;
+    ensure!(session.stalled.as_ref().is_some_and(|stall| stall.stage == "source_host"), "{session:?}");
+    hangs.set_delay(Duration::ZERO);
+    let session = world.wait("web")?;
+    ensure!(session.retry_number == 0 && session.stalled.is_none(), "{session:?}");
+    world.prove_latest("web", &[&image])
 }
 
 #[test]

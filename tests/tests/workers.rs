@@ -2,17 +2,14 @@
 //! it tells whoever wants to hear of what happens to jobs, and nobody who does not listen holds a job up.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use vbr_api::{
-    JobLogEntry, List, Notification, NotifyHook, PointState, SessionState, Status, Task, TaskState,
-};
+use vbr_api::{JobLogEntry, List, NotifyHook, PointState, SessionState, Status, Task, TaskState};
 use vbr_tests::disk::{self, MIB};
+use vbr_tests::hook::{Hook, write_script};
 use vbr_tests::site::Site;
 use vbr_tests::world::{World, WorldSpec};
 
@@ -174,74 +171,21 @@ fn scheduled_verification_finds_a_damaged_restore_point() -> Result<()> {
     world.prove_latest("web", &[&image])
 }
 
-/// A server that keeps what it gets; silent, it takes connections and never answers.
-struct Hook {
-    address: String,
-    got: Arc<Mutex<Vec<Notification>>>,
-}
-
-impl Hook {
-    fn start(silent: bool) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let (address, got) = (listener.local_addr()?.to_string(), Arc::new(Mutex::new(Vec::new())));
-        let kept = got.clone();
-        // Ends with the process.
-        std::thread::spawn(move || {
-            let mut held = Vec::new();
-            for stream in listener.incoming().flatten() {
-                if silent {
-                    held.push(stream);
-                } else if let Ok(note) = take(stream) {
-                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(note);
-                }
-            }
-        });
-        Ok(Self { address, got })
-    }
-
-    fn got(&self, event: &str) -> Option<Notification> {
-        let got = self.got.lock().unwrap_or_else(PoisonError::into_inner);
-        got.iter().find(|note| note.event == event).cloned()
-    }
-}
-
-fn take(mut stream: std::net::TcpStream) -> Result<Notification> {
-    let mut request = Vec::new();
-    let mut piece = [0; 4096];
-    loop {
-        let text = String::from_utf8_lossy(&request).into_owned();
-        if let Some((_, body)) = text.split_once("\r\n\r\n")
-            && let Ok(note) = serde_json::from_str(body)
-        {
-            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?;
-            return Ok(note);
-        }
-        let read = stream.read(&mut piece)?;
-        ensure!(read > 0, "the request ends early: {text}");
-        request.extend_from_slice(&piece[..read]);
-    }
-}
-
 fn log(site: &Site, job: &str) -> Result<Vec<JobLogEntry>> {
     Ok(site.json::<List<JobLogEntry>>(&["job", "log", job, "--lines", "1000"])?.items)
 }
 
 #[test]
 fn success_and_failure_are_told_and_logged_with_their_reason() -> Result<()> {
-    let hook = Hook::start(false)?;
+    let hook = Hook::start()?;
     let world = World::paired(&WorldSpec { loopback: true, ..WorldSpec::default() })?;
     let (told, script) = (world.path("told"), world.path("tell"));
-    let words = format!(
-        "#!/bin/sh\n{{ echo \"$VBR_EVENT $VBR_JOB $VBR_STATE\"; cat; echo; }} >> {}\n",
-        told.display()
-    );
-    std::fs::write(&script, words)?;
-    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
+    write_script(&script, &told)?;
     let toml = format!(
         "{}\n[notify.web]\non = [\"success\", \"failure\", \"rpo-missed\"]\nwebhook = \"http://{}/vbr\"\n\
          [notify.cmd]\non = [\"success\", \"failure\"]\njobs = [\"web\"]\ncommand = [\"{}\"]\n",
         world.source.toml(),
-        hook.address,
+        hook.address(),
         script.display()
     );
     world.source.stop()?;
@@ -304,13 +248,13 @@ fn success_and_failure_are_told_and_logged_with_their_reason() -> Result<()> {
 
 #[test]
 fn who_does_not_listen_holds_up_no_job() -> Result<()> {
-    let hook = Hook::start(true)?;
+    let hook = Hook::silent()?;
     let world = World::paired(&WorldSpec { loopback: true, ..WorldSpec::default() })?;
     let toml = format!(
         "{}\n[notify.silent]\non = [\"success\"]\nwebhook = \"http://{}/\"\ntimeout = \"10m\"\n\
          [notify.hangs]\non = [\"success\"]\ncommand = [\"/bin/sleep\", \"1000\"]\ntimeout = \"30s\"\n",
         world.source.toml(),
-        hook.address
+        hook.address()
     );
     world.source.stop()?;
     world.source.set_toml(&toml);
@@ -346,12 +290,12 @@ fn who_does_not_listen_holds_up_no_job() -> Result<()> {
 
 #[test]
 fn a_missed_objective_is_told_once_and_so_is_its_end() -> Result<()> {
-    let hook = Hook::start(false)?;
+    let hook = Hook::start()?;
     let world = World::paired(&WorldSpec { loopback: true, ..WorldSpec::default() })?;
     let toml = format!(
         "{}\n[notify.rpo]\non = [\"rpo-missed\"]\nwebhook = \"http://{}/\"\n",
         world.source.toml(),
-        hook.address
+        hook.address()
     );
     world.source.stop()?;
     world.source.set_toml(&toml);
@@ -371,7 +315,7 @@ fn a_missed_objective_is_told_once_and_so_is_its_end() -> Result<()> {
     std::thread::sleep(Duration::from_secs(12));
     world.target.start()?;
     until("its end was told", Duration::from_secs(120), || Ok(hook.got("rpo-recovered").is_some()))?;
-    let got = hook.got.lock().unwrap_or_else(PoisonError::into_inner);
+    let got = hook.all();
     let misses = got.iter().filter(|note| note.event == "rpo-missed").count();
     ensure!(misses == 1, "told {misses} times: {got:?}");
     let events: Vec<String> = log(&world.source, "web")?.into_iter().map(|entry| entry.event).collect();
