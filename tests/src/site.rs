@@ -43,6 +43,7 @@ pub struct SiteConfig {
 pub struct Site {
     config: Mutex<SiteConfig>,
     child: Mutex<Option<Child>>,
+    environment: Mutex<Vec<(String, PathBuf)>>,
     socket: PathBuf,
     log: PathBuf,
 }
@@ -53,7 +54,8 @@ impl Site {
         std::fs::create_dir_all(config.home.join("run"))?;
         std::fs::create_dir_all(&config.state)?;
         let (socket, log) = (config.home.join("sock"), config.home.join("log"));
-        Ok(Self { config: Mutex::new(config), child: Mutex::new(None), socket, log })
+        let (config, child, environment) = (Mutex::new(config), Mutex::new(None), Mutex::default());
+        Ok(Self { config, child, environment, socket, log })
     }
 
     /// Site name.
@@ -79,6 +81,12 @@ impl Site {
     /// Replaces the configuration file's text, for the next start.
     pub fn set_toml(&self, toml: &str) {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).toml = toml.to_owned();
+    }
+
+    /// What the environment of `vbrd` holds besides, from its next start on.
+    pub fn set_environment(&self, variables: &[(&str, &Path)]) {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), value.to_path_buf()));
+        *self.environment.lock().unwrap_or_else(PoisonError::into_inner) = variables.collect();
     }
 
     fn config(&self) -> std::sync::MutexGuard<'_, SiteConfig> {
@@ -114,6 +122,7 @@ impl Site {
             .env("TZ", "UTC")
             .env_remove("STATE_DIRECTORY")
             .env_remove("NOTIFY_SOCKET")
+            .envs(self.environment.lock().unwrap_or_else(PoisonError::into_inner).clone())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);

@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use vbr_api::{
-    Job, List, Moment, Peer, Plan, PointState, Removed, Replica, RestorePoint, Session, SessionState,
+    Job, List, Moment, Peer, Plan, PointState, Removed, Replica, RestorePoint, Session, SessionState, Task,
+    TaskState,
 };
+use vbr_tests::clock::WallClock;
 use vbr_tests::disk::{self, MIB};
 use vbr_tests::world::{World, WorldSpec};
 
@@ -174,4 +176,76 @@ fn a_quota_stops_sessions_until_there_is_room() -> Result<()> {
     ensure!(ended.resumed > 0 && ended.bytes.sent_payload < 60 * MIB, "{:?}", ended.bytes);
     world.prove_latest("large", &[&large])?;
     world.prove_latest("small", &[&small])
+}
+
+/// Lets the target look for what has to retire, to the end of that look.
+fn look(world: &World) -> Result<()> {
+    let task = || world.target.json::<Task>(&["task", "show", "retention"]);
+    let idle_after = |runs: u64| {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let task = task()?;
+            if task.runs >= runs && task.state == TaskState::Idle {
+                return anyhow::Ok(task.runs);
+            }
+            ensure!(Instant::now() < end, "it does not look: {task:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    // One that is under way, as at the start, began before now.
+    let before = idle_after(0)?;
+    world.target.ok(&["task", "run", "retention"])?;
+    idle_after(before + 1).map(drop)
+}
+
+#[test]
+fn a_wall_clock_that_jumps_expires_nothing() -> Result<()> {
+    let world = World::paired(&WorldSpec { min_age: "1h".into(), ..WorldSpec::default() })?;
+    let clock = WallClock::new(&world.path("."))?;
+    clock.give(&world.target);
+    world.target.stop()?;
+    world.target.start()?;
+    world.wait_connected(Duration::from_secs(60))?;
+    let image = world.path("web.img");
+    disk::mixed(&image, 2 * MIB, 45)?;
+    let path = image.to_string_lossy().into_owned();
+    let keep = ["--keep", "1", "--keep-daily", "2"];
+    world.source.ok(&[&["job", "create", "web", "--disk", &path, "--target", "dr"][..], &keep].concat())?;
+    for seed in 0..3 {
+        again(&world, "web", &image, seed)?;
+    }
+    let pinned = format!("web@{}", points(&world, "web")?[0].id);
+    world.target.ok(&["restore-point", "pin", &pinned, "--for", "30d"])?;
+
+    let mut there = 3;
+    for days in [400_i32, -400, 0] {
+        // While vbrd runs; then it starts with that clock; each with a look of its own, and a seal.
+        clock.set(days.into())?;
+        for restart in [false, true] {
+            if restart {
+                world.target.restart()?;
+                world.wait_connected(Duration::from_secs(60))?;
+            }
+            look(&world)?;
+            let session = again(&world, "web", &image, 100 + there as u64)?.session;
+            there += 1;
+            look(&world)?;
+            let listed = points(&world, "web")?;
+            ensure!(listed.len() == there, "{days} days off, {there} points were there: {listed:#?}");
+            let sealed = listed.iter().find(|point| point.session == session).context("it is not listed")?;
+            let off = sealed.sealed_at.duration_since(Moment::now()).as_secs() as f64 / 86_400.0;
+            ensure!((off - f64::from(days)).abs() < 0.1, "the clock was {off} days off, not {days}");
+            let first = listed.iter().find(|point| pinned.ends_with(&point.id)).context("it is gone")?;
+            ensure!(first.state == PointState::Pinned, "{days} days off: {first:?}");
+        }
+    }
+    // It was their age that held them: without a minimum age those that the job does not ask for go.
+    let toml = world.target.toml().replace("min_age = \"1h\"", "min_age = \"0\"");
+    world.target.set_toml(&toml);
+    world.target.restart()?;
+    look(&world)?;
+    let left = points(&world, "web")?;
+    ensure!((2..there).contains(&left.len()), "{left:#?}");
+    ensure!(left.iter().any(|point| point.state == PointState::Pinned), "{left:#?}");
+    world.prove_latest("web", &[&image])
 }
