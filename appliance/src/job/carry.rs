@@ -56,7 +56,9 @@ impl Carried {
 
 impl Drop for Carried {
     fn drop(&mut self) {
-        self.snapshot.take().map(VmSnapshot::release);
+        if let Some(snapshot) = self.snapshot.take() {
+            snapshot.release();
+        }
     }
 }
 

@@ -163,8 +163,22 @@ pub fn check(spec: &JobSpec) -> Result<(), Problem> {
     if let Err(why) = RetryRule::parse(&spec.retry) {
         return Err(Problem::invalid(what, why.to_string(), "for example --retry 3/5m, or --retry 0"));
     }
+    check_start(spec, &what)?;
+    let (peer, datastore) = split_target(&spec.target);
+    if !name_is_valid(peer) || datastore.is_some_and(|name| !name_is_valid(name)) {
+        return Err(Problem::invalid(
+            what,
+            format!("the target {:?} is not PEER or PEER/DATASTORE", spec.target),
+            "vbrctl peer list shows the peers",
+        ));
+    }
+    Ok(())
+}
+
+/// What its first run starts from.
+fn check_start(spec: &JobSpec, what: &str) -> Result<(), Problem> {
     if let Some(seed) = &spec.seed {
-        parse_seed(seed, &what)?;
+        parse_seed(seed, what)?;
     }
     if let Some(map) = spec.map.as_ref().filter(|map| !name_is_valid(map)) {
         return Err(Problem::invalid(
@@ -178,14 +192,6 @@ pub fn check(spec: &JobSpec) -> Result<(), Problem> {
             what,
             "it has a seed and goes on with a replica, which is what its first run starts from",
             "give --seed or --map; vbrctl job edit takes one away with --seed none or --map none",
-        ));
-    }
-    let (peer, datastore) = split_target(&spec.target);
-    if !name_is_valid(peer) || datastore.is_some_and(|name| !name_is_valid(name)) {
-        return Err(Problem::invalid(
-            what,
-            format!("the target {:?} is not PEER or PEER/DATASTORE", spec.target),
-            "vbrctl peer list shows the peers",
         ));
     }
     Ok(())
