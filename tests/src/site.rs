@@ -277,6 +277,12 @@ impl Site {
         Ok(kib * 1024)
     }
 
+    /// Lets the peak begin anew at what it takes now.
+    pub fn reset_peak_rss(&self) -> Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.pid()?);
+        std::fs::write(&path, "5").with_context(|| format!("writing {path}"))
+    }
+
     /// User and system time so far.
     pub fn cpu_time(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;

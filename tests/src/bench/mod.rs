@@ -10,6 +10,7 @@ mod bytes;
 mod carry;
 mod document;
 mod fair;
+mod hundred;
 mod latency;
 mod link;
 mod memory;
@@ -103,7 +104,7 @@ impl Effort {
 type Measure = fn(&Effort) -> Result<Vec<Figure>>;
 
 /// Names of the subsets, in the order in which they run.
-pub const SUBSETS: [(&str, Measure); 21] = [
+pub const SUBSETS: [(&str, Measure); 22] = [
     ("unchanged", speed::unchanged),
     ("cold", speed::cold),
     ("link", link::full_link),
@@ -111,6 +112,7 @@ pub const SUBSETS: [(&str, Measure); 21] = [
     ("latency", latency::latency),
     ("accounting", accounting::accounting),
     ("fair", fair::fair),
+    ("hundred", hundred::hundred),
     ("throttle", throttle::throttle),
     ("resume", resume::resent),
     ("incompressible", bytes::incompressible),
