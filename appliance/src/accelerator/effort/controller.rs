@@ -46,6 +46,11 @@ const WORTH_LEAST: f64 = 0.003;
 const PLAIN_BYTES_MIN: usize = 512 * 1024;
 /// Stored bytes with bases against those without, before anything was measured.
 const BASES_PRIOR: f64 = 0.7;
+/// The same from [`QUICK_LINE`] on, where the work on them is what a session waits for.
+const BASES_PRIOR_QUICK: f64 = 1.0;
+/// There, one batch in so many is a try, while what is sent shrinks by less than half without them.
+const TRY_EVERY: u32 = 64;
+const TRY_ABOVE: f64 = 0.5;
 
 /// Chooses the effort for each batch of one session.
 #[derive(Debug)]
@@ -171,7 +176,7 @@ impl Controller {
         let mut bases = false;
         if let Some(line) = self.measured_line() {
             let known = self.known();
-            self.kept_up = self.cheapest(line).min(known + 1);
+            self.kept_up = if self.tries_bases(line) { FIRST } else { self.cheapest(line).min(known + 1) };
             let plain = self.plain_bytes(self.kept_up).min(gathered) as f64;
             let time = dry(spare, line) * OF_THE_TIME;
             let fits = |tier: usize| self.seconds(tier) * self.weight * plain <= time;
@@ -225,6 +230,19 @@ impl Controller {
         harder
     }
 
+    /// Whether it is time to see what bases save on a line that is too quick for a guess.
+    fn tries_bases(&self, line: f64) -> bool {
+        let worth = line >= QUICK_LINE && self.gain.is_none() && self.ratio > TRY_ABOVE;
+        worth && FIRST < self.end && self.batches.is_multiple_of(TRY_EVERY)
+    }
+
+    /// Stored bytes with bases against those without.
+    fn gain(&self) -> f64 {
+        let quick = self.line.rate().is_some_and(|line| line >= QUICK_LINE);
+        let prior = if quick { BASES_PRIOR_QUICK } else { BASES_PRIOR };
+        self.gain.map_or(prior, |(gain, _)| gain)
+    }
+
     /// What a second of harder work has to save: nothing where there is no room for more that is packed anyway, as
     /// much as the best of late where there is little that is packed.
     fn price(&self, fill: f64) -> f64 {
@@ -251,7 +269,7 @@ impl Controller {
 
     /// Stored bytes to expect of a batch.
     fn expected(&self, tier: usize, content: Content, tried: f64) -> f64 {
-        let gain = self.gain.map_or(BASES_PRIOR, |(gain, _)| gain);
+        let gain = self.gain();
         let first = if TIERS[tier].bases { content.sampled as f64 * gain } else { content.sampled as f64 };
         let stored = match tier.checked_sub(TRIED) {
             None => first * TIERS[tier].prior.1,
@@ -286,7 +304,7 @@ impl Controller {
     /// Stored bytes to expect for each plain byte.
     fn stored(&self, tier: usize) -> f64 {
         let effort = &TIERS[tier];
-        let gain = self.gain.map_or(BASES_PRIOR, |(gain, _)| gain);
+        let gain = self.gain();
         let first = if effort.bases { self.ratio * gain } else { self.ratio };
         (first * effort.prior.1).min(1.0)
     }

@@ -211,6 +211,13 @@ fn bases_are_used_where_they_save_more_than_they_cost() {
     }
 }
 
+/// What was compressed before and lies elsewhere now: only bases make it smaller, and on a quick line nobody guesses.
+#[test]
+fn bases_are_tried_on_quick_lines_where_nothing_else_helps() {
+    let moved = [1.0, 1.0, 0.02, 0.02, 0.02, 0.02];
+    assert!(settle(400.0, moved).tier >= 2);
+}
+
 /// Half of the batches at least are worked on harder than could be kept up, and the line is busy.
 #[test]
 fn time_until_the_line_runs_dry_is_worked_away() {
