@@ -124,7 +124,7 @@ impl Link {
         self.mux.outbox().bulk_waits() || accepted.is_some_and(|mux| mux.outbox().bulk_waits())
     }
 
-    /// True where all that waits is held back by its sessions' own rates.
+    /// True where something is held back by its session's own rate.
     pub fn is_held_back(&self) -> bool {
         let accepted = self.context.accepted.get();
         self.mux.outbox().is_held_back() || accepted.is_some_and(|mux| mux.outbox().is_held_back())
