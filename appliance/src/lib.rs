@@ -15,6 +15,7 @@ pub mod limits;
 pub mod mover;
 pub mod nbd;
 pub mod notify;
+pub mod pulse;
 pub mod repository;
 pub mod schedule;
 pub mod supervisor;

@@ -301,8 +301,8 @@ fn a_cache_record_that_is_corrupt() -> Result<()> {
 }
 
 #[test]
-fn a_worker_that_is_stuck() -> Result<()> {
-    if skip_unless(is_root(), "a worker that is stuck", "freezing a file system needs root") {
+fn workers_that_are_stuck() -> Result<()> {
+    if skip_unless(is_root(), "workers that are stuck", "freezing a file system needs root") {
         return Ok(());
     }
     let dir = WorkDir::new()?;
@@ -311,23 +311,38 @@ fn a_worker_that_is_stuck() -> Result<()> {
     let world = World::paired(&WorldSpec { datastore, ..WorldSpec::default() })?;
     let image = world.path("web.img");
     disk::random(&image, 4 * MIB, 8)?;
-    world.job("web", &image)?;
+    world.job_keeping("web", &image, 1)?;
+    let old = format!("web@{}", world.run("web")?.restore_point.context("it has no restore point")?);
+    world.target.ok(&["restore-point", "pin", &old])?;
+    disk::random(&image, MIB, 9)?;
     world.run("web")?;
+    world.target.ok(&["restore-point", "unpin", &old])?;
     both_green(&world)?;
-    // A disk that does not answer: whoever writes down what it found stands still.
+    ensure!(world.points("web")?.len() == 2, "what the pin held is due now");
+    // A disk that does not answer: whoever writes down what it found stands still, and so does who removes a file, one
+    // step that may honestly take hours.
     let frozen = store.freeze()?;
-    world.target.ok(&["task", "run", "verification"])?;
-    let words = ["the worker verification is stuck: no progress for"];
-    let sight = red(&world.target, &words, CRITICAL)?;
-    ensure!(sight.metric("vbr_task_up{task=\"verification\"}") == Some(0.0), "{}", sight.metrics);
-    let task: Task = world.target.json(&["task", "show", "verification"])?;
-    ensure!(task.state == TaskState::Stuck, "{task:?}");
+    let workers = ["verification", "retention"];
+    workers.iter().try_for_each(|worker| world.target.ok(&["task", "run", worker]).map(drop))?;
+    let words = workers.map(|worker| format!("the worker {worker} is stuck: no progress for"));
+    let words = [words[0].as_str(), words[1].as_str()];
+    red(&world.target, &words, CRITICAL)?;
+    let sight = until(&world.target, "red for both", |sight| {
+        Ok(words.iter().all(|word| sight.status.iter().any(|warning| warning.what.contains(word))))
+    })?;
+    for worker in workers {
+        let up = sight.metric(&format!("vbr_task_up{{task=\"{worker}\"}}"));
+        ensure!(up == Some(0.0), "{worker}: {}", sight.metrics);
+        let task: Task = world.target.json(&["task", "show", worker])?;
+        ensure!(task.state == TaskState::Stuck, "{task:?}");
+    }
     ensure!(look(&world.source)?.is_green(), "the source has nothing to do with it");
     drop(frozen);
     let sight = green(&world.target)?;
     ensure!(sight.metric("vbr_task_up{task=\"verification\"}") == Some(1.0), "{}", sight.metrics);
-    let point = world.points("web")?.remove(0);
-    ensure!(point.verified_ok == Some(true), "it did not go on where it stood: {point:?}");
+    let points = world.points("web")?;
+    ensure!(points.len() == 1, "retention did not go on where it stood: {points:?}");
+    ensure!(points[0].verified_ok == Some(true), "verification did not go on where it stood: {points:?}");
     world.prove_latest("web", &[&image])?;
     drop(world); // Before its file system.
     Ok(())

@@ -53,7 +53,7 @@ impl Refreshes {
     /// None yet.
     pub fn new(workers: &Workers) -> Self {
         let what = "fetches from targets which chunks branches share, after sessions";
-        let worker = workers.register(Spec::new("filter-refresh", Role::Source, what));
+        let worker = workers.register(Spec::new("filter-refresh", Role::Source, what).steady());
         Self { lines: Mutex::default(), worker }
     }
 
@@ -118,6 +118,7 @@ async fn refresh(parts: &Arc<Parts>, peer: &PeerRecord, bytes_max: u64) -> Resul
             Response::Problem(problem) => return Err(problem.to_string()),
             _ => return Err("the target answered something else".to_string()),
         };
+        parts.refreshes.worker.beat();
         left = left.saturating_sub(packed.len() as u64);
         let (next, more) = blocking(move || {
             let delta = Delta::unpack(&packed).map_err(|e| e.to_string())?;

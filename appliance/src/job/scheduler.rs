@@ -20,8 +20,6 @@ use crate::worker::{self, Plan, Role, Spec};
 const SLEEP_MAX: Duration = Duration::from_secs(20);
 /// Between two looks, at least.
 const SLEEP_MIN: Duration = Duration::from_millis(200);
-/// A look takes milliseconds; what it starts, it does not wait for.
-const STUCK_AFTER: Duration = Duration::from_secs(120);
 
 impl JobManager {
     /// Puts every job on the agenda.
@@ -63,7 +61,8 @@ impl JobManager {
     /// Starts the task; it ends with the appliance.
     pub(super) fn tend_agenda(self: &Arc<Self>) {
         let what = "starts jobs that are due, suspends sessions whose window closed";
-        let spec = Spec::new("schedule", Role::Source, what).stuck_after(STUCK_AFTER);
+        // A look takes milliseconds; what it starts, it does not wait for.
+        let spec = Spec::new("schedule", Role::Source, what).steady();
         let worker = self.parts.workers.register(spec);
         let plan = Plan { wake: Some(self.changed.clone()), ..Plan::default() };
         let manager = self.clone();

@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,9 +15,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use super::NbdError;
+use crate::pulse;
 
 pub(super) const QEMU_IMG: &str = "qemu-img";
 pub(super) const STORAGE_DAEMON: &str = "qemu-storage-daemon";
@@ -143,19 +147,17 @@ impl Running {
         Ok(self.over)
     }
 
-    /// Waits for its end; none where the time is over first.
+    /// Waits for its end, asleep: what it does is what shows whether there is progress. None where the time is over
+    /// first.
     pub fn wait_within(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
-        let (deadline, mut pause) = (Instant::now() + timeout, Duration::from_millis(1));
-        loop {
-            if let Some(status) = self.poll()? {
-                return Ok(Some(status));
-            }
-            if Instant::now() >= deadline {
-                return Ok(None);
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
+        if let Some(status) = self.poll()? {
+            return Ok(Some(status));
         }
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let Some(pid) = pid else { return Ok(None) };
+        let ends = pidfd_open(pid, PidfdFlags::empty())?;
+        pulse::waiting_for(self.child.id(), || readable_within(ends.as_fd(), timeout))?;
+        self.poll()
     }
 
     /// Asks it to end and waits; stops it where it does not. True where it ended by itself.
@@ -176,6 +178,19 @@ impl Running {
             self.leave_to_reaper();
         }
         false
+    }
+}
+
+/// Sleeps until there is something to read, or the time is over.
+fn readable_within(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => {}
+            done => return done.map(drop).map_err(io::Error::from),
+        }
     }
 }
 

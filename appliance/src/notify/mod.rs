@@ -12,8 +12,9 @@ mod command;
 mod tests;
 mod webhook;
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,9 @@ use crate::worker::{Role, Spec, Worker, Workers};
 const TRIES: u32 = 4;
 /// After the first of them; five times as long after each more.
 const BACK_OFF: Duration = Duration::from_secs(1);
+
+/// Between two signs that waiting is in order.
+const BEAT: Duration = Duration::from_secs(5);
 
 /// A try that failed.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,6 +71,8 @@ struct Hook {
     queue: mpsc::Sender<Notification>,
     worker: Arc<Worker>,
     figures: Mutex<Figures>,
+    /// Until then it is in order that nothing is heard: an addressee has its time, and a pause is one.
+    until: Mutex<Instant>,
     back_off: Duration,
 }
 
@@ -94,9 +100,9 @@ impl Notifier {
             let (queue, waiting) = mpsc::channel(NOTIFY_QUEUED_MAX);
             let what = format!("delivers notifications to {}", addressee(section));
             let spec = Spec::new(&format!("notify-{}", section.name), Role::Site, &what);
-            let worker = workers.register(spec.stuck_after(section.timeout * 2 + Duration::from_secs(180)));
-            let (section, figures) = (section.clone(), Mutex::default());
-            let hook = Arc::new(Hook { section, queue, worker, figures, back_off });
+            let worker = workers.register(spec.steady());
+            let (section, figures, until) = (section.clone(), Mutex::default(), Mutex::new(Instant::now()));
+            let hook = Arc::new(Hook { section, queue, worker, figures, until, back_off });
             tasks.spawn(hook.clone().serve(waiting, stop.clone()));
             hook
         });
@@ -182,10 +188,27 @@ impl Hook {
             self.worker.begin();
             let delivered = tokio::select! {
                 delivered = self.deliver(&note) => delivered,
+                never = self.wait_in_order() => match never {},
                 () = stop.cancelled() => Err("vbrd stops".to_string()),
             };
             self.keep(&note, &delivered);
             self.worker.end(delivered.map(|()| None));
+        }
+    }
+
+    /// What comes next may take so long.
+    fn takes(&self, span: Duration) {
+        self.worker.beat();
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + span;
+    }
+
+    /// Says that waiting is progress, for as long as it is.
+    async fn wait_in_order(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(BEAT).await;
+            if Instant::now() < *self.until.lock().unwrap_or_else(PoisonError::into_inner) {
+                self.worker.beat();
+            }
         }
     }
 
@@ -215,7 +238,7 @@ impl Hook {
             failed.extend(self.post(webhook, &body).await.err());
         }
         if !self.section.command.is_empty() {
-            self.worker.beat();
+            self.takes(self.section.timeout);
             failed.extend(command::run(&self.section, note, &body).await.err());
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
@@ -224,7 +247,7 @@ impl Hook {
     async fn post(&self, webhook: &crate::config::Webhook, body: &[u8]) -> Result<(), String> {
         let mut pause = self.back_off;
         for last in (1..=TRIES).map(|number| number == TRIES) {
-            self.worker.beat();
+            self.takes(self.section.timeout);
             match webhook::post(webhook, body, self.section.timeout).await {
                 Ok(()) => return Ok(()),
                 Err(Failed::Passing(why)) if !last => {
@@ -233,6 +256,7 @@ impl Hook {
                 // Without the path, which may be a secret: errors are shown to remote consoles as well.
                 Err(failed) => return Err(format!("{}: {}", webhook.authority, failed.why())),
             }
+            self.takes(pause);
             tokio::time::sleep(pause).await;
             pause *= 5;
         }

@@ -37,7 +37,7 @@ impl Scrub {
         stop: &CancellationToken,
     ) {
         let what = "reads the cache and all manifests, drops what is damaged";
-        let worker = workers.register(Spec::new("scrub", Role::Site, what).reading().remembered());
+        let worker = workers.register(Spec::new("scrub", Role::Site, what).steady().remembered());
         let Some(every) = section.every else { return worker.disable() };
         let plan = Plan::every(&worker, every);
         tasks.spawn(worker.drive(stop.clone(), plan, move |pass| {

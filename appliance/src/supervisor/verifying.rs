@@ -49,7 +49,7 @@ impl Verification {
         stop: &CancellationToken,
     ) {
         let what = "verifies the newest restore point of each replica, whole, and mends what is damaged";
-        let worker = workers.register(Spec::new("verification", Role::Target, what).reading());
+        let worker = workers.register(Spec::new("verification", Role::Target, what).steady());
         let Some(every) = section.every else { return worker.disable() };
         let look = every.min(LOOK_INTERVAL);
         tasks.spawn(worker.drive(stop.clone(), Plan::after(look), move |pass| {

@@ -1,5 +1,6 @@
 //! Driving a worker: its pauses, its runs on a blocking thread, and what follows a run that failed.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +9,14 @@ use tokio_util::sync::CancellationToken;
 use vbr_api::{Moment, Warning};
 
 use super::Worker;
+use crate::pulse::Pulse;
 
 /// After the first failure; twice as long after each more in a row.
 const BACK_OFF: Duration = Duration::from_secs(10);
 /// The longest of these pauses.
 const BACK_OFF_MAX: Duration = Duration::from_secs(3600);
+/// Looks at whether a run does anything, in the time after which it is stuck.
+const LOOKS: u32 = 9;
 /// A run that does not end is left behind when the appliance stops.
 const LAST_RUN: Duration = Duration::from_secs(2);
 
@@ -190,6 +194,19 @@ impl Worker {
         }
     }
 
+    /// Looks now and then whether the run does anything.
+    async fn watch(&self, pulse: &Pulse) -> Infallible {
+        let mut last = None;
+        loop {
+            let felt = pulse.feel();
+            if felt.is_some() && felt != last {
+                self.stirs();
+                last = felt;
+            }
+            tokio::time::sleep(self.spec.still_after / LOOKS).await;
+        }
+    }
+
     /// One run; none where it did not end although the appliance stops.
     async fn run(
         self: &Arc<Self>,
@@ -199,9 +216,12 @@ impl Worker {
     ) -> Option<Result<Outcome, String>> {
         self.begin();
         let pass = Pass { worker: self.clone(), stop: stop.clone(), why };
-        let mut running = tokio::task::spawn_blocking(move || work(&pass));
+        let pulse = Arc::new(Pulse::default());
+        let felt = pulse.clone();
+        let mut running = tokio::task::spawn_blocking(move || felt.during(|| work(&pass)));
         let ended = tokio::select! {
             ended = &mut running => ended,
+            never = self.watch(&pulse) => match never {},
             () = stop.cancelled(), if why != Why::Last => tokio::time::timeout(LAST_RUN, running).await.ok()?,
         };
         Some(ended.unwrap_or_else(|error| match error.try_into_panic() {

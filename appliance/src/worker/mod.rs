@@ -33,10 +33,11 @@ pub const WORKERS_MAX: usize = 64;
 const COUNTERS_MAX: usize = 16;
 /// Of an error or a finding.
 const TEXT_CHARS_MAX: usize = 1000;
-/// Without progress for this long is stuck, where a worker says nothing else.
+/// A run that says nothing for this long is stuck, however busy it is, where a worker says nothing else.
 const STUCK_AFTER: Duration = Duration::from_secs(600);
-/// The same for one that reads steadily: longer than the kernel waits for a disk before it resets it.
-const STUCK_READING: Duration = Duration::from_secs(45);
+/// One that does nothing at all ([`Pulse`](crate::pulse::Pulse)) for this long is stuck; and one that reads steadily, where it
+/// says nothing. Longer than the kernel waits for a disk before it resets it.
+const STILL_AFTER: Duration = Duration::from_secs(45);
 /// Failures in a row that are more than a warning.
 const CRITICAL_FAILURES: u32 = 3;
 /// Before the name, where a worker's last run is kept.
@@ -72,8 +73,10 @@ pub struct Spec {
     pub what: String,
     /// For which side.
     pub role: Role,
-    /// A run without progress for this long is stuck.
+    /// A run that says nothing for this long is stuck.
     pub stuck_after: Duration,
+    /// A run that says nothing and does nothing for this long is stuck.
+    pub still_after: Duration,
     /// Its last run and what that found are kept over restarts.
     pub remembered: bool,
 }
@@ -82,17 +85,22 @@ impl Spec {
     /// A worker whose runs are short.
     pub fn new(name: &str, role: Role, what: &str) -> Self {
         let (name, what) = (name.to_string(), what.to_string());
-        Self { name, what, role, stuck_after: STUCK_AFTER, remembered: false }
+        Self { name, what, role, stuck_after: STUCK_AFTER, still_after: STILL_AFTER, remembered: false }
     }
 
-    /// One that reads, and makes progress with every piece.
-    pub fn reading(self) -> Self {
-        self.stuck_after(STUCK_READING)
+    /// One whose steps are short, and that makes progress with every piece.
+    pub fn steady(self) -> Self {
+        self.stuck_after(STILL_AFTER)
     }
 
     /// With another bound.
     pub fn stuck_after(self, stuck_after: Duration) -> Self {
         Self { stuck_after, ..self }
+    }
+
+    #[cfg(test)]
+    fn still_after(self, still_after: Duration) -> Self {
+        Self { still_after, ..self }
     }
 
     /// Runs so rarely that a restart must not make it begin anew.
@@ -176,6 +184,8 @@ struct Inner {
     began: Option<Instant>,
     /// Its last sign of progress.
     beat: Option<Instant>,
+    /// When it was last seen doing something; none where that cannot be seen.
+    stirred: Option<Instant>,
     last_run_at: Option<Moment>,
     /// When it was registered first, also before a restart; kept for those that are remembered.
     since: Option<Moment>,
@@ -234,7 +244,7 @@ impl Worker {
         inner.runs += 1;
         (inner.began, inner.beat) = (Some(Instant::now()), Some(Instant::now()));
         (inner.last_run_at, inner.next_run_at) = (Some(Moment::now()), None);
-        inner.progress = None;
+        (inner.stirred, inner.progress) = (None, None);
     }
 
     /// A run ended; with what it found, or why it failed.
@@ -263,6 +273,19 @@ impl Worker {
         self.lock().beat = Some(Instant::now());
     }
 
+    /// The run was seen doing something, or can be seen from now on.
+    fn stirs(&self) {
+        self.lock().stirred = Some(Instant::now());
+    }
+
+    /// For how long the run has stood still, where that is too long.
+    fn stuck_for(&self, inner: &Inner) -> Option<Duration> {
+        let said = inner.beat.filter(|_| inner.running > 0)?.elapsed();
+        let quiet = inner.stirred.map(|stirred| stirred.elapsed().min(said));
+        let quiet = quiet.filter(|quiet| *quiet >= self.spec.still_after);
+        quiet.or(Some(said).filter(|said| *said >= self.spec.stuck_after))
+    }
+
     /// The run is so far. Progress, too.
     pub fn progress(&self, done: u64, total: u64) {
         let mut inner = self.lock();
@@ -287,10 +310,9 @@ impl Worker {
     /// As the console sees it.
     pub fn view(&self) -> Task {
         let inner = self.lock();
-        let still = inner.beat.map(|beat| beat.elapsed()).unwrap_or_default();
         let state = match (inner.disabled, inner.running > 0, inner.failures) {
             (true, ..) => TaskState::Disabled,
-            (_, true, _) if still >= self.spec.stuck_after => TaskState::Stuck,
+            (_, true, _) if self.stuck_for(&inner).is_some() => TaskState::Stuck,
             (_, true, _) => TaskState::Running,
             (.., 0) => TaskState::Idle,
             _ => TaskState::Failed,
@@ -326,7 +348,7 @@ impl Worker {
         let mut warnings: Vec<Warning> = task.finding.into_iter().collect();
         match task.state {
             TaskState::Stuck => {
-                let still = self.lock().beat.map_or(0, |beat| beat.elapsed().as_secs());
+                let still = self.stuck_for(&self.lock()).unwrap_or_default().as_secs();
                 let what = format!("the worker {} is stuck: no progress for {still} s", task.name);
                 warnings.push(warning(true, what));
             }

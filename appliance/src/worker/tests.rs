@@ -75,6 +75,58 @@ async fn a_run_without_progress_is_stuck_and_progress_frees_it() {
     assert_eq!(worker.view().state, TaskState::Idle);
 }
 
+/// A worker whose first run is this, watched closely, and the next an hour later.
+fn driven(
+    workers: &Workers,
+    tasks: &TaskTracker,
+    stop: &tokio_util::sync::CancellationToken,
+    work: impl Fn() + Send + Sync + 'static,
+) {
+    let spec = spec("still").still_after(Duration::from_millis(450)).stuck_after(Duration::from_secs(3));
+    let work = move |_: &Pass| {
+        work();
+        Ok(Outcome::again_in(Duration::from_secs(3600)))
+    };
+    tasks.spawn(workers.register(spec).drive(stop.clone(), Plan::default(), work));
+}
+
+#[tokio::test]
+async fn who_hangs_is_stuck_soon_and_who_works_silently_much_later() {
+    let stop = tokio_util::sync::CancellationToken::new();
+    let (workers, tasks) = (Workers::new(None), TaskTracker::new());
+    let state = |workers: &Workers| workers.show("still").unwrap().state;
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let hangs = move || {
+        let _ = gate.lock().unwrap().recv();
+    };
+    driven(&workers, &tasks, &stop, hangs);
+    let began = Instant::now();
+    until(|| state(&workers) == TaskState::Stuck).await;
+    let after = began.elapsed();
+    assert!((450..2500).contains(&after.as_millis()), "{after:?}");
+    assert!(workers.warnings()[0].what.contains("still is stuck: no progress for"));
+    drop(release);
+    until(|| state(&workers) == TaskState::Idle).await;
+
+    let (workers, go) = (Workers::new(None), Arc::new(AtomicU32::new(0)));
+    let seen = go.clone();
+    let work = move || {
+        while seen.load(Ordering::SeqCst) == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    driven(&workers, &tasks, &stop, work);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(state(&workers), TaskState::Running, "it works");
+    until(|| state(&workers) == TaskState::Stuck).await; // And leads nowhere.
+    go.store(1, Ordering::SeqCst);
+    until(|| state(&workers) == TaskState::Idle).await;
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+}
+
 #[tokio::test]
 async fn a_stop_brings_the_last_run_where_there_is_one() {
     let (workers, tasks) = (Workers::new(None), TaskTracker::new());

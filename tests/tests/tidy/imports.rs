@@ -14,6 +14,7 @@ const LEAVES: &[&str] = &[
     "limits",
     "nbd",
     "notify",
+    "pulse",
     "schedule",
     "telemetry",
     "throttle",
