@@ -19,7 +19,7 @@ SYSTEM_TEST_THREADS ?= 2
 BUILD_PACKAGES := build-essential clang libclang-dev pkg-config git ca-certificates
 # Not openssh-server, which restic and borg need as peers: installing it starts the system's own.
 BENCH_PACKAGES := restic borgbackup openssh-client debootstrap python3
-TEST_PACKAGES := qemu-utils lvm2 ntfs-3g xfsprogs btrfs-progs e2fsprogs fdisk util-linux iproute2 iputils-ping iperf3 procps rsync zstd systemd
+TEST_PACKAGES := qemu-utils qemu-system-x86 lvm2 ntfs-3g xfsprogs btrfs-progs e2fsprogs fdisk util-linux iproute2 iputils-ping iperf3 procps rsync zstd systemd
 
 .PHONY: help
 help: ## this list

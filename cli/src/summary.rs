@@ -143,6 +143,16 @@ fn reasons(sessions: &[Session], view: &View) -> String {
     if any { format!("\n{}", section("What went wrong", &table.finish())) } else { String::new() }
 }
 
+/// How much was read, and why not less.
+fn read_words(session: &Session) -> String {
+    let size = human::size(session.bytes.read);
+    match &session.full_read_reason {
+        _ if session.tracked => format!("{size}: what was written since the last restore point"),
+        Some(why) if session.transport_mode == "network" => format!("{size}: {why}"),
+        _ => size,
+    }
+}
+
 /// One session at length: `session show`, and the end of `job run --wait`.
 pub fn session(session: &Session, view: &View) -> String {
     let bytes = &session.bytes;
@@ -153,7 +163,7 @@ pub fn session(session: &Session, view: &View) -> String {
         .add("State", state_words(session))
         .add("Mode", format!("{}, disks read {}", session.mode, transport_words(&session.transport_mode)))
         .add("Virtual", human::size(bytes.virtual_))
-        .add("Read", human::size(bytes.read))
+        .add("Read", read_words(session))
         .add("Changed", changed_words(session))
         .add("Sent on the wire", sent_words(session))
         .add("Saved", saved_words(session))

@@ -18,6 +18,7 @@ pub mod rate;
 pub mod report;
 pub mod site;
 pub mod slow_disk;
+pub mod vm;
 pub mod work;
 pub mod workload;
 pub mod world;

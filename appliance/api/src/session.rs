@@ -65,6 +65,12 @@ pub struct Session {
     pub mode: String,
     /// `direct` or `network`.
     pub transport_mode: String,
+    /// True where only what the source host knows to be written since the last restore point is read.
+    #[serde(default)]
+    pub tracked: bool,
+    /// Why everything is read, where it is.
+    #[serde(default)]
+    pub full_read_reason: Option<String>,
     /// How many times the session went on after a cut or a restart.
     pub resumed: u32,
     /// ID of the sealed restore point.
@@ -113,7 +119,8 @@ pub struct SessionDisk {
     pub read_bytes: u64,
     pub changed_bytes: u64,
     pub sent_bytes: u64,
-    /// `clone` (a reflink clone) or `watch` (a change while reading is detected).
+    /// `clone` (a reflink clone), `watch` (a change while reading is detected) or `fleece` (a moment that the
+    /// hypervisor holds).
     pub snapshot: String,
     /// Volumes inside it; only with `--free-space auto`.
     #[serde(default)]

@@ -185,9 +185,9 @@ pub struct JoinRequest {
 #[serde(deny_unknown_fields)]
 pub struct Host {
     pub name: String,
-    /// `disk`.
+    /// `disk` (images and block devices) or `qemu` (running VMs, by their QMP monitors).
     pub driver: String,
-    /// Directories whose images are listed as VMs (driver `disk`).
+    /// Directories whose images (`disk`) or monitors (`qemu`: `NAME.qmp`) are listed as VMs.
     #[serde(default)]
     pub directories: Vec<String>,
 }

@@ -71,6 +71,37 @@ pub fn identify_page(
     }
 }
 
+/// Reads and names these chunks of a page, ascending; the others keep the ids that are given.
+pub fn identify_chunks(
+    reader: &dyn BlockRead,
+    page: u64,
+    chunks: &[usize],
+    ids: Ids,
+    key: &DomainKey,
+    host: &BusyClock,
+    accelerator: &BusyClock,
+) -> io::Result<IdentifiedPage> {
+    let geometry = Geometry { disk_len: reader.len() };
+    let mut result = IdentifiedPage { ids, read_bytes: 0, next_data: None };
+    let mut buffer = vec![0; PIECE_BYTES];
+    // Neighbours in one read.
+    for run in chunks.chunk_by(|a, b| a + 1 == *b).flat_map(|run| run.chunks(PIECE_BYTES / CHUNK_BYTES)) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+        let (first_chunk, last_chunk) =
+            (page * PAGE_CHUNKS as u64 + *first as u64, page * PAGE_CHUNKS as u64 + *last as u64);
+        let (start, end) = (geometry.chunk_range(first_chunk).start, geometry.chunk_range(last_chunk).end);
+        let piece = &mut buffer[..(end - start) as usize];
+        host.time(|| reader.read_at(start, piece))?;
+        accelerator.time(|| {
+            for (position, chunk) in run.iter().zip(piece.chunks(CHUNK_BYTES)) {
+                result.ids[*position] = key.chunk_id(chunk);
+            }
+        });
+        result.read_bytes += end - start;
+    }
+    Ok(result)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

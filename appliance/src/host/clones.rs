@@ -104,6 +104,23 @@ impl CloneStore {
         self.config.floor_bytes
     }
 
+    /// Where scratch images of snapshots lie: the first directory that was configured, else one in the state directory.
+    pub(super) fn scratch_directory(&self) -> io::Result<PathBuf> {
+        match self.config.directories.first() {
+            Some(directory) => Ok(directory.clone()),
+            None => self.state_directory(),
+        }
+    }
+
+    /// `<state>/snapshots`, which is made where it is not there yet.
+    pub(super) fn state_directory(&self) -> io::Result<PathBuf> {
+        let directory = &self.config.state_dir;
+        if !directory.is_dir() {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        Ok(directory.clone())
+    }
+
     /// The clone of an earlier session, wherever it lies.
     pub(super) fn find(&self, disk: &Path, name: &CloneName<'_>) -> Option<(PathBuf, File)> {
         let beside = disk.parent().map(|parent| parent.join(BESIDE));

@@ -65,7 +65,7 @@ impl DiskHost {
         }
         let identity = identity(&disks, taken_at, one_moment);
         let transport_mode = transport_mode(&disks);
-        Ok(VmSnapshot { disks, identity, taken_at, one_moment, transport_mode, warnings })
+        Ok(VmSnapshot { disks, identity, taken_at, one_moment, transport_mode, warnings, hold: None })
     }
 
     fn open_held(
@@ -159,7 +159,7 @@ impl DiskHost {
             });
         }
         let clone = clone_path.map(|path| (path, self.clones.floor_bytes()));
-        Ok(DiskSnapshot { spec, reader, kind, watched: Some((file, mark)), clone })
+        Ok(DiskSnapshot { spec, reader, kind, changes: Vec::new(), watched: Some((file, mark)), clone })
     }
 
     /// What an earlier snapshot looks like now: the clone where there was one, else the disk itself.
@@ -231,7 +231,8 @@ impl SourceHost for DiskHost {
             disks.push(self.open_disk(source, clone, mark)?);
         }
         let (identity, transport_mode) = (identity.to_owned(), transport_mode(&disks));
-        Ok(Some(VmSnapshot { disks, identity, taken_at, one_moment, transport_mode, warnings: Vec::new() }))
+        let warnings = Vec::new();
+        Ok(Some(VmSnapshot { disks, identity, taken_at, one_moment, transport_mode, warnings, hold: None }))
     }
 }
 
@@ -331,7 +332,7 @@ fn not_a_disk(meta: &std::fs::Metadata) -> Option<&'static str> {
 }
 
 /// Names go into file names, so they are held to what a file name can carry.
-fn check_request(request: &SnapshotRequest) -> Result<(), HostError> {
+pub(super) fn check_request(request: &SnapshotRequest) -> Result<(), HostError> {
     let wrong = |why: &str, next_step| {
         Err(HostError::Invalid {
             what: format!("snapshot for job {:?}", request.job),

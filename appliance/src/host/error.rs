@@ -64,6 +64,16 @@ pub enum HostError {
         /// What the system said.
         source: io::Error,
     },
+    /// A hypervisor refused or failed.
+    #[error("{what}: {why}")]
+    Hypervisor {
+        /// The VM.
+        what: String,
+        /// What it said.
+        why: String,
+        /// What to do.
+        next_step: &'static str,
+    },
     /// No host of that name.
     #[error("no host {name:?} is known here")]
     NoSuchHost {
@@ -77,6 +87,16 @@ pub enum HostError {
         host: String,
         /// The VM.
         vm: String,
+    },
+    /// No monitor of that name: a VM that is off has none.
+    #[error("there is no monitor {vm}.qmp in {directories}: the VM is off, or its monitor lies elsewhere")]
+    NoMonitor {
+        /// The host.
+        host: String,
+        /// The VM.
+        vm: String,
+        /// Where it was looked for.
+        directories: String,
     },
     /// Several VMs of that name.
     #[error("host {host} has several VMs {vm:?}: {paths}")]
@@ -169,12 +189,21 @@ impl From<HostError> for Problem {
             .retry(),
             HostError::Image { path, source } => image_problem(path, why, &source),
             HostError::Io { path, source } => Problem::io(format!("disk {path}"), &source),
+            HostError::Hypervisor { what, why, next_step } => {
+                Problem::new("hypervisor", what, why, next_step).retry()
+            }
             HostError::NoSuchHost { name } => {
                 Problem::not_found(format!("host {name}"), "vbrctl host list shows the hosts")
             }
             HostError::NoSuchVm { host, vm } => Problem::not_found(
                 format!("VM {host}/{vm}"),
                 "vbrctl vm list shows the VMs; a host lists the images in its directories",
+            ),
+            HostError::NoMonitor { host, vm, .. } => Problem::new(
+                "not_found",
+                format!("VM {host}/{vm}"),
+                why,
+                "start the VM (the disks of one that is off are read with the driver `disk`); vbrctl vm list shows what runs",
             ),
             HostError::AmbiguousVm { host, vm, .. } => Problem::invalid(
                 format!("VM {host}/{vm}"),

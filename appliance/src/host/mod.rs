@@ -15,6 +15,7 @@ mod error;
 mod identity;
 mod listing;
 mod mark;
+mod qemu;
 mod registry;
 mod state_file;
 
@@ -35,7 +36,7 @@ pub use disk::DiskHost;
 pub use error::HostError;
 pub use registry::{HostConfig, HostRegistry, LOCAL};
 
-use crate::block::BlockRead;
+use crate::block::{BlockRead, Extent};
 use mark::Mark;
 
 /// Entries looked at in a directory of images.
@@ -50,6 +51,8 @@ pub struct SnapshotRequest {
     pub job: String,
     /// The session's id: letters and digits.
     pub session: String,
+    /// The VM, where the job names one.
+    pub vm: Option<String>,
     /// In order; the index is the disk's number.
     pub disks: Vec<DiskSpec>,
 }
@@ -61,6 +64,8 @@ pub enum SnapshotKind {
     Clone,
     /// The disk itself: a change while it is read is detected.
     Watch,
+    /// A moment that the hypervisor holds: it copies aside what the guest overwrites.
+    Fleece,
 }
 
 impl SnapshotKind {
@@ -69,9 +74,14 @@ impl SnapshotKind {
         match self {
             Self::Clone => "clone",
             Self::Watch => "watch",
+            Self::Fleece => "fleece",
         }
     }
 }
+
+/// What was written between an earlier session's moment and that of a snapshot, or more than that: the session, and
+/// extents that ascend and lie apart from each other.
+pub type Changes = (String, Arc<[Extent]>);
 
 /// One disk of a snapshot.
 pub struct DiskSnapshot {
@@ -81,6 +91,8 @@ pub struct DiskSnapshot {
     pub reader: Arc<dyn BlockRead>,
     /// How it is held still.
     pub kind: SnapshotKind,
+    /// What was written since, by whoever keeps a record of it.
+    pub changes: Vec<Changes>,
     /// What is read, and what it looked like when the snapshot was taken.
     watched: Option<(File, Mark)>,
     /// The clone's file, removed by `release`, and the free space its file system must keep.
@@ -90,8 +102,22 @@ pub struct DiskSnapshot {
 impl DiskSnapshot {
     /// A disk that somebody else holds still (a driver without clones or marks of its own).
     pub fn still(spec: DiskSpec, reader: Arc<dyn BlockRead>) -> Self {
-        Self { spec, reader, kind: SnapshotKind::Clone, watched: None, clone: None }
+        Self { spec, reader, kind: SnapshotKind::Clone, changes: Vec::new(), watched: None, clone: None }
     }
+
+    /// What was written since the moment of this session; none where nobody knows.
+    pub fn changes_since(&self, session: &str) -> Option<Arc<[Extent]>> {
+        self.changes.iter().find(|(of, _)| of == session).map(|(_, changes)| changes.clone())
+    }
+}
+
+/// What holds a moment outside of vbrd, for as long as a session needs it. Dropped, it stays, so that the session can go on.
+pub trait Hold: Send + Sync {
+    /// The session is over; `sealed`: with a restore point of this moment.
+    fn release(&self, sealed: bool);
+
+    /// Says so where its file system has fallen below the floor of free space.
+    fn space_low(&self) -> Option<String>;
 }
 
 /// All disks of a VM at one moment.
@@ -109,6 +135,8 @@ pub struct VmSnapshot {
     pub transport_mode: &'static str,
     /// What an operator should know.
     pub warnings: Vec<String>,
+    /// Where the moment is held elsewhere.
+    pub hold: Option<Box<dyn Hold>>,
 }
 
 impl VmSnapshot {
@@ -129,18 +157,22 @@ impl VmSnapshot {
     /// overwritten while a clone lives costs space. Cheap; to be asked now and then during a session.
     pub fn space_low(&self) -> Option<String> {
         let clones = self.disks.iter().filter_map(|disk| disk.clone.as_ref());
-        clones.filter_map(|(path, floor)| clones::below_floor(path.parent()?, *floor)).next()
+        let low = clones.filter_map(|(path, floor)| clones::below_floor(path.parent()?, *floor)).next();
+        low.or_else(|| self.hold.as_ref()?.space_low())
     }
 
-    /// Removes clones. Called when the session is over; a snapshot that is merely dropped keeps them,
-    /// so that the session can go on after a restart.
-    pub fn release(self) {
+    /// Removes clones, lets a hypervisor go. Called when the session is over (`sealed`: with a restore point); a
+    /// snapshot that is merely dropped keeps them, so that the session can go on after a restart.
+    pub fn release(self, sealed: bool) {
         for disk in self.disks {
             let clone = disk.clone.clone();
             drop(disk);
             if let Some((path, _)) = clone {
                 clones::remove_clone(&path);
             }
+        }
+        if let Some(hold) = self.hold {
+            hold.release(sealed);
         }
     }
 }
@@ -150,7 +182,7 @@ pub trait SourceHost: Send + Sync {
     /// Its name in the registry.
     fn name(&self) -> &str;
 
-    /// `disk`, …
+    /// `disk` or `qemu`.
     fn driver(&self) -> &'static str;
 
     /// What can be replicated.

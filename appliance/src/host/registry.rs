@@ -12,11 +12,16 @@ use vbr_api::Host;
 
 use super::clones::{CloneConfig, CloneStore};
 use super::disk::DiskHost;
+use super::qemu::QemuHost;
 use super::{HOSTS_MAX, HostError, SourceHost, state_file};
 use crate::nbd::QsdExport;
 
 /// The host that is always there.
 pub const LOCAL: &str = "local";
+/// Running VMs.
+const QEMU: &str = "qemu";
+/// All drivers.
+const DRIVERS: [&str; 2] = ["disk", QEMU];
 const FILE_VERSION: u32 = 1;
 
 /// What the hosts need to know of this site.
@@ -39,10 +44,10 @@ pub struct HostRegistry {
     file: PathBuf,
     config: HostConfig,
     clones: Arc<CloneStore>,
-    hosts: Mutex<BTreeMap<String, Arc<DiskHostEntry>>>,
+    hosts: Mutex<BTreeMap<String, Arc<Entry>>>,
 }
 
-struct DiskHostEntry {
+struct Entry {
     host: Host,
     source: Arc<dyn SourceHost>,
 }
@@ -63,6 +68,7 @@ impl HostRegistry {
             floor_bytes: config.snapshot_floor_bytes,
         });
         QsdExport::sweep(&config.runtime_dir);
+        QemuHost::wake_guests(&clones);
         let stored: Option<HostsFile> =
             state_file::load(&file).map_err(|error| unreadable(&file, &error.to_string()))?;
         let registry = Self { file, config, clones: Arc::new(clones), hosts: Mutex::default() };
@@ -132,7 +138,7 @@ impl HostRegistry {
                 return Err(HostError::Invalid {
                     what: format!("host {}", host.name),
                     why: format!("{directory} is not a directory"),
-                    next_step: "name directories of images; lone disks need no host",
+                    next_step: "name directories of images or of monitors; lone disks need no host",
                 });
             }
         }
@@ -169,16 +175,20 @@ impl HostRegistry {
         self.clones.sweep(living_sessions)
     }
 
-    fn find(&self, name: &str) -> Result<Arc<DiskHostEntry>, HostError> {
+    fn find(&self, name: &str) -> Result<Arc<Entry>, HostError> {
         self.lock().get(name).cloned().ok_or_else(|| HostError::NoSuchHost { name: name.into() })
     }
 
-    fn entry(&self, host: Host) -> Arc<DiskHostEntry> {
-        let source = DiskHost::new(host.clone(), self.clones.clone(), self.config.runtime_dir.clone());
-        Arc::new(DiskHostEntry { host, source: Arc::new(source) })
+    fn entry(&self, host: Host) -> Arc<Entry> {
+        let (clones, runtime_dir) = (self.clones.clone(), self.config.runtime_dir.clone());
+        let source: Arc<dyn SourceHost> = match host.driver.as_str() {
+            QEMU => Arc::new(QemuHost::new(host.clone(), clones, runtime_dir)),
+            _ => Arc::new(DiskHost::new(host.clone(), clones, runtime_dir)),
+        };
+        Arc::new(Entry { host, source })
     }
 
-    fn store(&self, hosts: &BTreeMap<String, Arc<DiskHostEntry>>) -> Result<(), HostError> {
+    fn store(&self, hosts: &BTreeMap<String, Arc<Entry>>) -> Result<(), HostError> {
         let others = hosts.values().filter(|entry| entry.host.name != LOCAL);
         let file =
             HostsFile { version: FILE_VERSION, hosts: others.map(|entry| entry.host.clone()).collect() };
@@ -186,7 +196,7 @@ impl HostRegistry {
         state_file::store(&self.file, &file).map_err(|source| HostError::Io { path: name, source })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<DiskHostEntry>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Entry>>> {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -206,8 +216,15 @@ fn check_host(host: &Host) -> Result<(), HostError> {
     if !vbr_api::name_is_valid(&host.name) {
         return wrong("the name is not valid".into(), "use lower-case letters, digits, and . _ - inside");
     }
-    if host.driver != "disk" {
-        return wrong(format!("there is no driver {:?}", host.driver), "use the driver `disk`");
+    if !DRIVERS.contains(&host.driver.as_str()) {
+        let next = "use `disk` (images and block devices), or `qemu` (running VMs, by their monitors)";
+        return wrong(format!("there is no driver {:?}", host.driver), next);
+    }
+    if host.driver == QEMU && host.directories.is_empty() {
+        return wrong(
+            "it names no directory".into(),
+            "name the directories of the VMs' monitors (NAME.qmp), such as /run/qemu-server",
+        );
     }
     if host.directories.len() > 64 {
         return wrong("it has more than 64 directories".into(), "spread them over several hosts");

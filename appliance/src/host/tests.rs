@@ -37,7 +37,7 @@ pub(super) fn qcow2(path: &Path) -> DiskSpec {
 }
 
 pub(super) fn request(session: &str, disks: &[DiskSpec]) -> SnapshotRequest {
-    SnapshotRequest { job: "web".into(), session: session.into(), disks: disks.to_vec() }
+    SnapshotRequest { job: "web".into(), session: session.into(), vm: None, disks: disks.to_vec() }
 }
 
 pub(super) fn noise(len: usize, seed: u8) -> Vec<u8> {
@@ -152,7 +152,7 @@ fn a_file_that_is_written_all_the_time_is_never_called_still() {
         assert!(snapshot.warnings[0].contains("being written"), "{:?}", snapshot.warnings);
         assert!(host.reopen(&request("a1", &[raw(&path)]), &snapshot.identity).unwrap().is_none());
     }
-    snapshot.release();
+    snapshot.release(true);
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn holes_are_not_data() {
     let data = reader.next_data(0).unwrap().unwrap();
     assert!(data.offset <= 5 << 30 && data.end() > 5 << 30 && data.len < 1 << 20);
     assert_eq!(reader.next_data(data.end()).unwrap(), None);
-    snapshot.release();
+    snapshot.release(true);
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn a_watched_qcow2_reads_as_qemu_reads_it() {
     assert_eq!((data.offset, data.len), (0, 3 << 20));
     assert_eq!(snapshot.disks[0].reader.next_data(3 << 20).unwrap(), None);
     assert!(snapshot.changed_during_read().unwrap().is_empty());
-    snapshot.release();
+    snapshot.release(true);
 
     let spec = ImageSpec { writable: true, ..ImageSpec::read_only(&image, DiskFormat::Qcow2) };
     let running = QsdExport::open(spec, dir.path()).unwrap();

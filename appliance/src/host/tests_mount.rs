@@ -131,7 +131,7 @@ fn clones_are_still(fs_kind: &str) {
     registry_with(other.path(), vec![mounted.path.join(".vbr-snapshots")], 0).sweep(&[]);
     later.sweep(&["a1".into()]);
     assert_eq!(clones_beside(&mounted.path), 1);
-    again.release();
+    again.release(true);
     assert!(!mounted.path.join(".vbr-snapshots").exists());
 
     fs::write(&path, &data).unwrap();
@@ -164,7 +164,7 @@ fn a_clone_that_was_touched_is_another_moment() {
     assert_eq!(snapshot.changed_during_read().unwrap().len(), 1);
     let identity = snapshot.identity.clone();
     assert!(host.reopen(&request("a1", &[raw(&path)]), &identity).unwrap().is_none());
-    snapshot.release();
+    snapshot.release(true);
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn the_floor_of_free_space_is_kept() {
     assert_eq!(snapshot.space_low(), None);
     fs::write(mounted.path.join("filler"), noise(400 << 20, 2)).unwrap();
     assert!(snapshot.space_low().unwrap().contains("floor"));
-    snapshot.release();
+    snapshot.release(true);
     assert!(snapshots.exists() && fs::read_dir(&snapshots).unwrap().count() == 0);
 }
 
@@ -221,7 +221,7 @@ fn btrfs_clones_uncounted_files_and_other_subvolumes() {
     assert_eq!(snapshot.disks[0].kind, SnapshotKind::Clone, "{:?}", snapshot.warnings);
     OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[9; 4096], 0).unwrap();
     assert!(content(&snapshot.disks[0]) == data);
-    snapshot.release();
+    snapshot.release(true);
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn several_clones_are_one_moment_only_if_nothing_moved() {
     drop(still);
     let again = host.reopen(&request("a1", &disks), &identity).unwrap().unwrap();
     assert!(again.one_moment && again.disks.len() == 3);
-    again.release();
+    again.release(true);
 
     let stop = AtomicBool::new(false);
     let moving = std::thread::scope(|scope| {
@@ -257,7 +257,7 @@ fn several_clones_are_one_moment_only_if_nothing_moved() {
     });
     assert!(!moving.one_moment);
     assert!(moving.changed_during_read().unwrap().is_empty());
-    moving.release();
+    moving.release(true);
     assert!(!mounted.path.join(".vbr-snapshots").exists());
 }
 
@@ -285,7 +285,7 @@ fn a_running_qcow2_is_read_from_its_clone() {
     snapshot.disks[0].reader.read_at(3 << 20, &mut back).unwrap();
     assert!(back == data);
     assert_eq!(snapshot.disks[0].reader.next_data(0).unwrap().unwrap().offset, 3 << 20);
-    snapshot.release();
+    snapshot.release(true);
 }
 
 #[test]

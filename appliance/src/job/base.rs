@@ -67,7 +67,8 @@ pub async fn find_base(
     let stored = repository.load(job).ok().flatten();
     if let Some(stored) = stored.filter(|stored| describes(&stored.tables, latest)) {
         if pages_complete(repository, job, &stored.tables) {
-            let base = Base { point: latest.point.clone(), tables: stored.tables };
+            let base =
+                Base { point: latest.point.clone(), session: latest.session.clone(), tables: stored.tables };
             return Ok(FoundBase { base: Some(base), mode: "incremental" });
         }
         tracing::warn!(job, "the repository is damaged; it is rebuilt from the target");
@@ -76,11 +77,12 @@ pub async fn find_base(
         && describes(&provisional.tables, latest)
     {
         repository.promote(job, &latest.session, &latest.point).map_err(|e| damaged(job, &e.to_string()))?;
-        let base = Base { point: latest.point.clone(), tables: provisional.tables };
+        let base =
+            Base { point: latest.point.clone(), session: latest.session.clone(), tables: provisional.tables };
         return Ok(FoundBase { base: Some(base), mode: "incremental" });
     }
     let (tables, _) = fetch(wire, peer, names, repository, latest).await?;
-    let base = Base { point: latest.point.clone(), tables };
+    let base = Base { point: latest.point.clone(), session: latest.session.clone(), tables };
     Ok(FoundBase { base: Some(base), mode: "full-compare" })
 }
 

@@ -8,7 +8,7 @@ use std::io;
 
 use super::free::mask;
 use super::manager::JobManager;
-use super::snapshot::{host_of, resolve};
+use super::snapshot::{host_of, resolve, vm_of};
 use crate::block::{BlockRead, CHUNK_BYTES, is_zero};
 use crate::error::Problem;
 use crate::host::{SnapshotRequest, VmSnapshot};
@@ -34,7 +34,8 @@ impl JobManager {
             )
         })?;
         let session = format!("seed{:x}", vbr_api::Moment::now().as_nanosecond());
-        let request = SnapshotRequest { job: job.to_string(), session, disks: vec![wanted] };
+        let (job, vm) = (job.to_string(), vm_of(&spec));
+        let request = SnapshotRequest { job, session, vm, disks: vec![wanted] };
         let snapshot = host.snapshot(&request).map_err(Problem::from)?;
         let (mut snapshot, _) = mask(snapshot, spec.free_space, false)?;
         self.parts.ceilings.limit(host_of(&spec), &mut snapshot);
@@ -57,7 +58,7 @@ impl Carried {
 impl Drop for Carried {
     fn drop(&mut self) {
         if let Some(snapshot) = self.snapshot.take() {
-            snapshot.release();
+            snapshot.release(false);
         }
     }
 }

@@ -147,7 +147,11 @@ impl Driver {
         if matches!(end, End::Cancelled | End::Failed(_)) {
             self.discard_at_target().await;
         }
-        release(snapshot).await;
+        let sealed = matches!(end, End::Sealed { .. });
+        if sealed {
+            self.note_compared().await;
+        }
+        release(snapshot, sealed).await;
         end
     }
 
@@ -305,6 +309,7 @@ impl Driver {
                 (built.ok().and_then(Result::ok).unwrap_or_default(), false)
             }
         };
+        let tracked = self.tracked(snapshot, found.base.as_ref()).await;
         let tables = (snapshot.disks.iter().enumerate())
             .map(|(n, disk)| match found.base.as_ref().and_then(|base| base.tables.get(n)) {
                 Some(table) => table.resized(disk.reader.len()),
@@ -319,6 +324,7 @@ impl Driver {
             repository: self.parts.repository.clone(),
             handle: self.handle.clone(),
             base: found.base,
+            tracked,
             state: SourceState::new(tables, built),
             allow_live: self.record.allow_live,
             torn: AtomicBool::new(torn),

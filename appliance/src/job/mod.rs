@@ -52,6 +52,7 @@ mod story;
 mod succession;
 mod target;
 mod tending;
+mod tracked;
 mod transmit;
 mod warm;
 mod warm_disk;

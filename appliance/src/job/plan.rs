@@ -16,7 +16,7 @@ use super::manager::JobManager;
 use super::mapping::check_map;
 use super::replicate::Base;
 use super::repositories::problem;
-use super::snapshot::resolve;
+use super::snapshot::{resolve, vm_of};
 use crate::accelerator::batch::{BatchBuilder, Prefix, Work};
 use crate::accelerator::effort::Controller;
 use crate::accelerator::shared_filter::SharedFilter;
@@ -61,7 +61,8 @@ impl JobManager {
         let repository = self.parts.repository.clone();
         let found = find_base(wire, &peer.peer_id, Names::of(&spec), &repository, state.latest.as_ref());
         let found = found.await.map_err(problem)?;
-        let request = SnapshotRequest { job: job.to_string(), session: plan_id(), disks };
+        let (name, vm) = (job.to_string(), vm_of(&spec));
+        let request = SnapshotRequest { job: name, session: plan_id(), vm, disks };
         let (name, key) = (job.to_string(), peer.domain_key.clone());
         let (base, free_space) = (found.base, spec.free_space);
         let (snapshot, survey) = blocking(move || {
@@ -81,7 +82,7 @@ impl JobManager {
                 unseen_ones.filter_map(|id| survey.chunks.get(id).copied()).collect();
             let ratio = sample(&snapshot, &places);
             if let Some(snapshot) = Arc::into_inner(snapshot) {
-                snapshot.release();
+                snapshot.release(false);
             }
             let send_bytes = (ratio? * unseen.bytes as f64) as u64;
             Ok((survey, unseen, send_bytes))

@@ -16,6 +16,8 @@ use crate::limits::HISTORY_SESSIONS_MAX;
 
 /// Where the jobs are kept whose missed objective was told of.
 const RPO_MISSED: &[u8] = b"job/rpo-missed";
+/// Before a job's name: when all of its disks were read and compared last.
+const COMPARED: &str = "job/compared/";
 
 /// A session that is not over.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -65,6 +67,22 @@ impl Records {
             batch.delete(cf::HISTORY, old);
         }
         self.0.write(batch, true).map_err(|e| database_problem(&e))
+    }
+
+    /// When a job's disks were read and compared whole the last time, as far as is known.
+    pub fn compared(&self, job: &str) -> Option<Moment> {
+        let kept = self.0.get(cf::META, format!("{COMPARED}{job}").as_bytes()).ok().flatten()?;
+        serde_json::from_slice(&kept).ok()
+    }
+
+    /// Keeps that; losing it costs a compare.
+    pub fn note_compared(&self, job: &str, at: Moment) {
+        let Ok(value) = serde_json::to_vec(&at) else { return };
+        let mut batch = Batch::default();
+        batch.put(cf::META, format!("{COMPARED}{job}").into_bytes(), value);
+        if let Err(error) = self.0.write(batch, false) {
+            tracing::debug!(%error, job, "when the disks were compared is not kept");
+        }
     }
 
     /// Sessions that were not over when vbrd stopped.

@@ -22,6 +22,7 @@ use super::scan::{Lanes, Room, scan_disk};
 use super::send::batch_loop;
 use super::session::SessionHandle;
 use super::source_state::{Ids, PageKey, SourceState};
+use super::tracked::Tracked;
 use super::transmit::{Outgoing, Pipe, Rooms, transmit};
 use crate::accelerator::effort::{Choice, Content, Controller, Harder, Made, Seen, Spare};
 use crate::block::{BlockRead, DomainKey, PageHash};
@@ -57,6 +58,8 @@ impl From<WireError> for AttemptError {
 pub struct Base {
     /// Restore point at the target.
     pub point: String,
+    /// The session that sealed it.
+    pub session: String,
     /// Its page tables, by disk.
     pub tables: Vec<PageTable>,
 }
@@ -77,6 +80,8 @@ pub struct Replication {
     pub handle: Arc<SessionHandle>,
     /// What `Unchanged` means; none for a first run.
     pub base: Option<Base>,
+    /// Where disks may have changed since the base.
+    pub tracked: Tracked,
     /// Tables being built.
     pub state: SourceState,
     /// Seal although a disk changed while it was read.

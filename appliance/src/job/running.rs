@@ -240,6 +240,8 @@ pub(super) fn blank(spec: &JobSpec) -> Session {
         bottleneck: None,
         mode: "full".to_string(),
         transport_mode: "direct".to_string(),
+        tracked: false,
+        full_read_reason: None,
         resumed: 0,
         restore_point: None,
         consistent: None,

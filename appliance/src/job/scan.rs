@@ -9,8 +9,9 @@ use vbr_api::SessionChunks;
 use super::prepare::Work;
 use super::replicate::{AttemptError, Replication};
 use super::source_state::{Ids, OpenOffer, PageKey, Wanted};
+use super::tracked::changed_pages;
 use crate::accelerator::{identify, recipe};
-use crate::block::{CHUNK_BYTES, Geometry, PAGE_BYTES};
+use crate::block::{CHUNK_BYTES, Extent, Geometry, PAGE_BYTES};
 use crate::limits::{CHUNKS_OPEN_MAX, PAGES_OPEN_MAX};
 use crate::mover::source::PageWalk;
 use crate::repository::manifest::PageTable;
@@ -54,6 +55,9 @@ pub struct Lanes {
 /// Scans one disk from `cursor` on and offers what differs from the base. Pages before the cursor are
 /// durable at the target; they are only named again where no record of them is left.
 pub fn scan_disk(ctx: &Replication, disk: u16, cursor: u64, lanes: &Lanes) -> Result<(), AttemptError> {
+    if let Some(changes) = ctx.tracked.get(usize::from(disk)).cloned().flatten() {
+        return scan_changes(ctx, disk, cursor, &changes, lanes);
+    }
     let reader = ctx.reader(disk)?;
     let geometry = Geometry { disk_len: reader.len() };
     let base = ctx.base_table(disk);
@@ -72,14 +76,46 @@ pub fn scan_disk(ctx: &Replication, disk: u16, cursor: u64, lanes: &Lanes) -> Re
             .map_err(|e| ctx.read_problem(disk, &e))?;
         let Some(page) = walk.next_page(data.map(|extent| extent.offset)) else { break };
         if page < cursor {
-            rename_page(ctx, disk, page, base)?;
+            rename_page(ctx, disk, page, base, None)?;
         } else {
-            scan_page(ctx, disk, page, base, lanes)?;
+            scan_page(ctx, disk, page, base, None, lanes)?;
         }
         ctx.state.scanned(disk, page + 1);
     }
     ctx.state.scan_done(disk, geometry.pages());
     Ok(())
+}
+
+/// The same where it is known which chunks may differ: nothing else is read, and the rest stays as at the base.
+fn scan_changes(
+    ctx: &Replication,
+    disk: u16,
+    cursor: u64,
+    changes: &[Extent],
+    lanes: &Lanes,
+) -> Result<(), AttemptError> {
+    let base = ctx.base_table(disk);
+    for (page, chunks) in changed_pages(changes) {
+        if ctx.stopped() || lanes.sender.is_closed() {
+            return Err(AttemptError::Cancelled);
+        }
+        if page < cursor {
+            rename_page(ctx, disk, page, base, Some(&chunks))?;
+        } else {
+            scan_page(ctx, disk, page, base, Some(&chunks), lanes)?;
+        }
+        ctx.state.scanned(disk, page + 1);
+    }
+    ctx.state.scan_done(disk, Geometry { disk_len: ctx.reader(disk)?.len() }.pages());
+    Ok(())
+}
+
+/// The ids of a page of the base.
+fn base_ids(ctx: &Replication, disk: u16, page: u64, base: Option<&PageTable>) -> Result<Ids, AttemptError> {
+    match base.and_then(|table| table.get(page)) {
+        Some(hash) => ctx.base_page(disk, hash),
+        None => Ok(Box::new(recipe::ZERO_PAGE)),
+    }
 }
 
 /// A page the target has: take its hash from the record, or read it again.
@@ -88,13 +124,14 @@ fn rename_page(
     disk: u16,
     page: u64,
     base: Option<&PageTable>,
+    changed: Option<&[usize]>,
 ) -> Result<(), AttemptError> {
     let key = (disk, page);
     if let Some(hash) = ctx.state.built(key) {
         ctx.state.settle(key, hash);
         return Ok(());
     }
-    let named = ctx.identify(disk, page)?;
+    let named = ctx.identify(disk, page, base, changed)?;
     let same = base.and_then(|table| table.get(page)).is_some_and(|hash| *hash == hash_of(&named.ids));
     ctx.settle_page(key, &named.ids, same)?;
     Ok(())
@@ -105,10 +142,11 @@ fn scan_page(
     disk: u16,
     page: u64,
     base: Option<&PageTable>,
+    changed: Option<&[usize]>,
     lanes: &Lanes,
 ) -> Result<(), AttemptError> {
     let key = (disk, page);
-    let named = ctx.identify(disk, page)?;
+    let named = ctx.identify(disk, page, base, changed)?;
     let base_ids = match base.and_then(|table| table.get(page)) {
         None => None,
         Some(hash) if *hash == hash_of(&named.ids) => Some(named.ids.clone()),
@@ -190,18 +228,24 @@ fn hash_of(ids: &Ids) -> crate::block::PageHash {
 }
 
 impl Replication {
-    /// Reads and names a page; counts what was read.
-    pub fn identify(&self, disk: u16, page: u64) -> Result<identify::IdentifiedPage, AttemptError> {
+    /// Reads and names a page, or those chunks of it that may differ from the base; counts what was read.
+    fn identify(
+        &self,
+        disk: u16,
+        page: u64,
+        base: Option<&PageTable>,
+        changed: Option<&[usize]>,
+    ) -> Result<identify::IdentifiedPage, AttemptError> {
         let reader = self.reader(disk)?;
-        let clocks = &self.handle.clocks;
-        let named = identify::identify_page(
-            &*reader,
-            page,
-            &self.key,
-            &clocks.source_host,
-            &clocks.source_accelerator,
-        )
-        .map_err(|e| self.read_problem(disk, &e))?;
+        let (host, accelerator) = (&self.handle.clocks.source_host, &self.handle.clocks.source_accelerator);
+        let named = match changed {
+            None => identify::identify_page(&*reader, page, &self.key, host, accelerator),
+            Some(chunks) => {
+                let ids = base_ids(self, disk, page, base)?;
+                identify::identify_chunks(&*reader, page, chunks, ids, &self.key, host, accelerator)
+            }
+        };
+        let named = named.map_err(|e| self.read_problem(disk, &e))?;
         self.handle.note(|session| {
             session.bytes.read += named.read_bytes;
             if let Some(disk) = session.disks.get_mut(disk as usize) {

@@ -61,14 +61,15 @@ impl Driver {
         let Ok((host, disks)) = resolve(&self.parts, &self.spec) else { return };
         let request = self.snapshot_request(disks);
         let released = tokio::task::spawn_blocking(move || match host.reopen(&request, &identity) {
-            Ok(Some(snapshot)) => snapshot.release(),
+            Ok(Some(snapshot)) => snapshot.release(false),
             _ => tracing::info!("the snapshot of a cancelled session was gone already"),
         });
         let _ = released.await;
     }
 
     fn snapshot_request(&self, disks: Vec<DiskSpec>) -> SnapshotRequest {
-        SnapshotRequest { job: self.spec.name.clone(), session: self.record.session.session.clone(), disks }
+        let (job, session) = (self.spec.name.clone(), self.record.session.session.clone());
+        SnapshotRequest { job, session, vm: vm_of(&self.spec), disks }
     }
 
     /// The old snapshot is gone: what was built from it is discarded, so that two moments never mix.
@@ -125,8 +126,8 @@ impl Driver {
     }
 }
 
-/// Removes the snapshot's clones once the last reader of an ended attempt is gone.
-pub(super) async fn release(snapshot: Arc<VmSnapshot>) {
+/// Takes the snapshot down once the last reader of an ended attempt is gone.
+pub(super) async fn release(snapshot: Arc<VmSnapshot>, sealed: bool) {
     for _ in 0..100 {
         if Arc::strong_count(&snapshot) == 1 {
             break;
@@ -135,7 +136,7 @@ pub(super) async fn release(snapshot: Arc<VmSnapshot>) {
     }
     match Arc::into_inner(snapshot) {
         Some(snapshot) => {
-            let _ = tokio::task::spawn_blocking(move || snapshot.release()).await;
+            let _ = tokio::task::spawn_blocking(move || snapshot.release(sealed)).await;
         }
         None => tracing::warn!("a reader still holds the snapshot; its clone is removed at the next start"),
     }
@@ -144,6 +145,11 @@ pub(super) async fn release(snapshot: Arc<VmSnapshot>) {
 /// The name of a job's host.
 pub(super) fn host_of(spec: &JobSpec) -> &str {
     spec.vm.as_deref().and_then(|vm| vm.split_once('/')).map_or("local", |(host, _)| host)
+}
+
+/// The name of a job's VM at its host.
+pub(super) fn vm_of(spec: &JobSpec) -> Option<String> {
+    spec.vm.as_deref().and_then(|vm| vm.split_once('/')).map(|(_, name)| name.to_owned())
 }
 
 /// The host and the disks of a job.

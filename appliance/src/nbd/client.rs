@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use super::connection::Connection;
+use super::protocol::ALLOCATION;
 use super::status::{Answer, KnownExtents};
 use super::{LANES_MAX, NbdError, SILENCE_MAX, STATUS_BYTES_MAX};
 use crate::block::{BlockRead, BlockWrite, Extent};
@@ -67,7 +68,7 @@ impl NbdClient {
     }
 
     pub(super) fn with_stream(stream: UnixStream, options: ConnectOptions) -> Result<Self, NbdError> {
-        let first = Connection::start(stream, &options.export, options.timeout)?;
+        let first = Connection::start(stream, &options.export, ALLOCATION, options.timeout)?;
         let (export, declared) = (first.info.size, options.disk_len.unwrap_or(first.info.size));
         if declared > export
             || export - declared > ROUNDING_BYTES_MAX
@@ -79,7 +80,7 @@ impl NbdClient {
             return Err(NbdError::Refused { option: "writing", why: "the export is read-only".into() });
         }
         let lanes = if options.writable || !first.info.multi_conn { 1 } else { LANES_MAX };
-        let can_status = first.info.allocation.is_some();
+        let can_status = first.info.context.is_some();
         let mut lanes: Vec<_> = (0..lanes).map(|_| Mutex::new(None)).collect();
         lanes[0] = Mutex::new(Some(first));
         Ok(Self {
@@ -104,7 +105,7 @@ impl NbdClient {
         let mut lane = self.free_lane();
         if lane.is_none() {
             let stream = UnixStream::connect(&self.options.socket)?;
-            *lane = Some(Connection::start(stream, &self.options.export, self.options.timeout)?);
+            *lane = Some(Connection::start(stream, &self.options.export, ALLOCATION, self.options.timeout)?);
         }
         let Some(connection) = lane.as_mut() else {
             return Err(NbdError::Protocol("no connection".into()));

@@ -19,12 +19,12 @@ const CHUNKS_MAX: u32 = 2048;
 /// Bytes in an error chunk: code, length, message of at most 4 KiB, offset.
 const ERROR_BYTES_MAX: u32 = 8 * 1024;
 
-/// A run of the same allocation state.
+/// A run of the same state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StatusRun {
     pub len: u32,
-    /// Reads as zeroes.
-    pub zero: bool,
+    /// As the context that was asked for defines them.
+    pub flags: u32,
 }
 
 pub(super) struct Connection {
@@ -58,14 +58,20 @@ struct Sink<'a> {
 }
 
 impl Connection {
-    pub fn start(stream: UnixStream, export: &str, timeout: Duration) -> Result<Self, NbdError> {
+    /// In the context `base:allocation`, or another one.
+    pub fn start(
+        stream: UnixStream,
+        export: &str,
+        context: &str,
+        timeout: Duration,
+    ) -> Result<Self, NbdError> {
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
         // Larger buffers save wake-ups; the system may grant less, and that works too.
         let _ = socket2::SockRef::from(&stream).set_send_buffer_size(4 * WRITE_BYTES_MAX);
         let mut writer = stream.try_clone()?;
         let mut reader = BufReader::with_capacity(4096, stream);
-        let info = p::handshake(&mut reader, &mut writer, export)?;
+        let info = p::handshake(&mut reader, &mut writer, export, context)?;
         Ok(Self {
             reader,
             writer,
@@ -95,7 +101,7 @@ impl Connection {
         sink.error.map_or(Ok(()), Err)
     }
 
-    /// The allocation states from `offset`; they may end before or after `offset + len`.
+    /// The states from `offset`; they may end before or after `offset + len`.
     pub fn status(&mut self, offset: u64, len: u64) -> Result<Vec<StatusRun>, NbdError> {
         let mut sink = Sink::default();
         self.settle(offset..offset + len, &mut sink)?;
@@ -248,7 +254,7 @@ impl Connection {
             p::CHUNK_OFFSET_DATA => pending.take_data(&mut self.reader, len, sink)?,
             p::CHUNK_OFFSET_HOLE => pending.take_hole(&mut self.reader, len, sink)?,
             p::CHUNK_BLOCK_STATUS => {
-                pending.take_status(&mut self.reader, len, self.info.allocation, sink)?;
+                pending.take_status(&mut self.reader, len, self.info.context, sink)?;
             }
             kind if kind & p::CHUNK_ERROR_BIT != 0 => pending.take_error(&mut self.reader, len)?,
             _ => return Err(NbdError::Protocol(format!("a chunk of type {kind} with {len} bytes"))),
@@ -335,7 +341,7 @@ impl Pending {
             if len == 0 {
                 return Err(NbdError::Protocol("an empty extent".into()));
             }
-            sink.status.push(StatusRun { len, zero: flags & p::STATE_ZERO != 0 });
+            sink.status.push(StatusRun { len, flags });
         }
         Ok(())
     }

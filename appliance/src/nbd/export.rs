@@ -292,13 +292,14 @@ fn wait_ready(child: &mut Running, dir: &PrivateDir, image: &str) -> Result<(), 
 }
 
 /// A directory of 0700 under the runtime directory, locked while it lives.
-struct PrivateDir {
+pub struct PrivateDir {
     path: PathBuf,
     handle: File,
 }
 
 impl PrivateDir {
-    fn create(runtime_dir: &Path) -> Result<Self, NbdError> {
+    /// With a name of its own; gone when dropped.
+    pub fn create(runtime_dir: &Path) -> Result<Self, NbdError> {
         let fail = |path: &Path, source| NbdError::File { path: path.into(), source };
         if !runtime_dir.is_dir() {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(runtime_dir);
@@ -326,7 +327,7 @@ impl PrivateDir {
     }
 
     /// A path that is short however deep the directory lies.
-    fn through_descriptor(&self, name: &str) -> PathBuf {
+    pub fn through_descriptor(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.handle.as_raw_fd()))
     }
 }

@@ -9,6 +9,7 @@
 //! a reader, [`READ_BYTES_MAX`] and [`WRITE_BYTES_MAX`] a request; whatever a server declares is
 //! checked before anything is allocated for it; every wait has a timeout.
 
+mod bitmap;
 mod client;
 mod connection;
 mod export;
@@ -24,8 +25,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use bitmap::dirty_extents;
 pub use client::{ConnectOptions, NbdClient};
-pub use export::{BackingImage, ImageSpec, QsdExport};
+pub use export::{BackingImage, ImageSpec, PrivateDir, QsdExport};
 pub use process::{qemu_img, qemu_img_within, qemu_utils_missing};
 pub use qcow2::{Qcow2Error, Qcow2Header, parse_qcow2_header, qcow2_check_header};
 

@@ -1,4 +1,4 @@
-//! The NBD protocol's numbers and its handshake (fixed newstyle, structured replies, one meta context).
+//! The NBD protocol's numbers and its handshake (fixed newstyle, structured replies, one meta context: `base:allocation`, or a bitmap of qemu).
 //!
 //! Pure over `Read` and `Write`: owns no socket. Every length a server declares is held against a bound
 //! before a buffer is made for it, and the number of replies to an option is bounded.
@@ -48,7 +48,12 @@ pub(super) const CHUNK_OFFSET_HOLE: u16 = 2;
 pub(super) const CHUNK_BLOCK_STATUS: u16 = 5;
 pub(super) const CHUNK_ERROR_BIT: u16 = 1 << 15;
 
+/// In the context `base:allocation`: reads as zeroes.
 pub(super) const STATE_ZERO: u32 = 2;
+/// In the context of a bitmap: changed.
+pub(super) const STATE_DIRTY: u32 = 1;
+/// The context that every client asks for where it wants no other.
+pub(super) const ALLOCATION: &str = "base:allocation";
 
 /// Bytes in a reply to an option; the longest legitimate one is a message of 4 KiB.
 const OPTION_REPLY_BYTES_MAX: u32 = 16 * 1024;
@@ -64,8 +69,8 @@ pub(super) struct ExportInfo {
     pub can_flush: bool,
     pub can_zero: bool,
     pub multi_conn: bool,
-    /// Id of `base:allocation`; none where the server does not know it.
-    pub allocation: Option<u32>,
+    /// Id of the context that was asked for; none where the server does not know it.
+    pub context: Option<u32>,
     /// Largest request with data the server takes.
     pub block_max: u32,
 }
@@ -75,6 +80,7 @@ pub(super) fn handshake(
     reader: &mut impl Read,
     writer: &mut impl Write,
     export: &str,
+    context: &str,
 ) -> Result<ExportInfo, NbdError> {
     if read_u64(reader)? != MAGIC_SERVER || read_u64(reader)? != MAGIC_OPTION {
         return Err(NbdError::Protocol("no newstyle greeting".into()));
@@ -88,24 +94,25 @@ pub(super) fn handshake(
 
     send_option(writer, OPTION_STRUCTURED_REPLY, &[])?;
     negotiate(reader, OPTION_STRUCTURED_REPLY, "structured replies", |_, _| Ok(()))?;
-    let allocation = allocation_context(reader, writer, export)?;
+    let context = meta_context(reader, writer, export, context)?;
     let mut info = go(reader, writer, export)?;
-    info.allocation = allocation;
+    info.context = context;
     Ok(info)
 }
 
-fn allocation_context(
+fn meta_context(
     reader: &mut impl Read,
     writer: &mut impl Write,
     export: &str,
+    context: &str,
 ) -> Result<Option<u32>, NbdError> {
-    let query = b"base:allocation";
+    let query = context.as_bytes();
     let mut body = counted(export.as_bytes());
     body.extend_from_slice(&1u32.to_be_bytes());
     body.extend_from_slice(&counted(query));
     send_option(writer, OPTION_SET_META_CONTEXT, &body)?;
     let mut id = None;
-    let done = negotiate(reader, OPTION_SET_META_CONTEXT, "base:allocation", |kind, data| {
+    let done = negotiate(reader, OPTION_SET_META_CONTEXT, "a meta context", |kind, data| {
         if let (REPLY_META_CONTEXT, Some((head, name))) = (kind, data.split_first_chunk::<4>())
             && name == query
         {
@@ -160,7 +167,7 @@ fn go(reader: &mut impl Read, writer: &mut impl Write, export: &str) -> Result<E
         can_flush: flags & EXPORT_FLUSH != 0,
         can_zero: flags & EXPORT_WRITE_ZEROES != 0,
         multi_conn: flags & EXPORT_MULTI_CONN != 0,
-        allocation: None,
+        context: None,
         block_max,
     })
 }

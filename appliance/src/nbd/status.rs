@@ -2,6 +2,7 @@
 //! once an extent. Pure: a window of the disk and the data in it. Not its job: asking.
 
 use super::connection::StatusRun;
+use super::protocol::STATE_ZERO;
 use crate::block::Extent;
 
 /// A window of the disk whose allocation is known.
@@ -33,7 +34,7 @@ impl KnownExtents {
             let extent = Extent { offset: known.to, len: end - known.to };
             known.to = end;
             match known.data.last_mut() {
-                _ if run.zero || extent.len == 0 => {}
+                _ if run.flags & STATE_ZERO != 0 || extent.len == 0 => {}
                 Some(last) if last.end() == extent.offset => last.len += extent.len,
                 _ => known.data.push(extent),
             }
@@ -63,14 +64,14 @@ mod tests {
     #[test]
     fn windows_answer_what_they_know() {
         let runs = [(10, true), (5, false), (5, false), (4, true), (u32::MAX, false)]
-            .map(|(len, zero)| StatusRun { len, zero });
+            .map(|(len, zero)| StatusRun { len, flags: if zero { STATE_ZERO } else { 0 } });
         let known = KnownExtents::new(100, &runs, 130);
         assert_eq!(known.answer(99), Answer::Unknown);
         assert_eq!(known.answer(100), Answer::Data(Extent { offset: 110, len: 10 }));
         assert_eq!(known.answer(115), Answer::Data(Extent { offset: 115, len: 5 }));
         assert_eq!(known.answer(120), Answer::Data(Extent { offset: 124, len: 6 }));
         assert_eq!(known.answer(130), Answer::Unknown);
-        let zeroes = KnownExtents::new(0, &[StatusRun { len: 64, zero: true }], 64);
+        let zeroes = KnownExtents::new(0, &[StatusRun { len: 64, flags: STATE_ZERO }], 64);
         assert_eq!(zeroes.answer(0), Answer::ZeroesUntil(64));
     }
 }

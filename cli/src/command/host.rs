@@ -18,13 +18,15 @@ use crate::table::{Facts, Table};
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Add a host; adding the same host again changes nothing
-    #[command(after_help = "Example:\n  vbrctl host add lab --directory /srv/vm --directory /srv/more")]
+    #[command(
+        after_help = "Examples:\n  vbrctl host add lab --directory /srv/vm --directory /srv/more\n  vbrctl host add \\\n    pve --driver qemu --directory /run/qemu-server"
+    )]
     Add {
         name: String,
-        /// How disks are reached there
-        #[arg(long, default_value = "disk", value_parser = ["disk"])]
+        /// How disks are reached there: `disk` reads images and block devices, `qemu` running VMs by their monitors
+        #[arg(long, default_value = "disk", value_parser = ["disk", "qemu"])]
         driver: String,
-        /// Directory whose images are listed as VMs; may be given several times
+        /// Directory whose images (or monitors, NAME.qmp) are listed as VMs; may be given several times
         #[arg(long = "directory", value_name = "PATH")]
         directories: Vec<String>,
     },
