@@ -14,12 +14,15 @@ RUST_MIN := 1.95
 CARGO_DEB_VERSION := 3.8.0
 # Suites that start appliances, mount loop devices and shape links: few at once, or they time each other out.
 SYSTEM_TEST_THREADS ?= 2
+# The newest package: for the shell to find, since it is not there yet when make reads this.
+DEB := $$(ls -t $(CARGO_TARGET_DIR)/debian/vbr_*.deb | head -1)
 
 # What it takes to build, and what tests, demo and benchmark use besides.
 BUILD_PACKAGES := build-essential clang libclang-dev pkg-config git ca-certificates
 # Not openssh-server, which restic and borg need as peers: installing it starts the system's own.
 BENCH_PACKAGES := restic borgbackup openssh-client debootstrap python3
-TEST_PACKAGES := qemu-utils qemu-system-x86 lvm2 ntfs-3g xfsprogs btrfs-progs e2fsprogs fdisk util-linux iproute2 iputils-ping iperf3 procps rsync zstd systemd
+SYSTEM_PACKAGES := debootstrap
+TEST_PACKAGES := qemu-utils qemu-system-common qemu-system-x86 lvm2 ntfs-3g xfsprogs btrfs-progs e2fsprogs fdisk util-linux iproute2 iputils-ping iperf3 procps rsync zstd systemd
 
 .PHONY: help
 help: ## this list
@@ -57,23 +60,29 @@ lint: deps ## format and lints; both must be silent
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 .PHONY: service-check
-service-check: ## the unit against systemd's own checks (exposure at most 1.5)
-	packaging/service-check systemd/vbrd.service
+service-check: ## the unit and its drop-ins against systemd's own checks (exposure at most 1.5, and 2.0)
+	packaging/service-check systemd/vbrd.service systemd/drop-ins/*.conf
 
 .PHONY: deb
 deb: build ## a Debian package in <target>/debian
-	@cargo deb --version 2>/dev/null | grep -qx '$(CARGO_DEB_VERSION)' \
+	@cargo deb --version 2>/dev/null | grep -qw '$(CARGO_DEB_VERSION)' \
 		|| nice cargo install --locked cargo-deb --version $(CARGO_DEB_VERSION) --target-dir $(CARGO_TARGET_DIR)/cargo-deb
 	rm -rf $(BIN)/deb-assets
 	mkdir -p $(BIN)/deb-assets/man
 	$(BIN)/vbrctl man $(BIN)/deb-assets/man
-	gzip -9n $(BIN)/deb-assets/man/*.1
+	cp packaging/vbrd.8 $(BIN)/deb-assets/man/
+	gzip -9n $(BIN)/deb-assets/man/*.[18]
 	$(BIN)/vbrctl completion bash > $(BIN)/deb-assets/vbrctl.bash
 	$(BIN)/vbrctl completion zsh > $(BIN)/deb-assets/_vbrctl
 	$(BIN)/vbrctl completion fish > $(BIN)/deb-assets/vbrctl.fish
 	cargo deb --locked --package vbr-appliance --profile dev --no-build
-	packaging/deb-check "$$(ls -t $(CARGO_TARGET_DIR)/debian/vbr_*.deb | head -1)"
-	packaging/deb-install-check "$$(ls -t $(CARGO_TARGET_DIR)/debian/vbr_*.deb | head -1)"
+	packaging/deb-check "$(DEB)"
+	packaging/deb-install-check "$(DEB)"
+
+.PHONY: test-system
+test-system: deb ## the package in two machines with systemd and a slow line between them (as root, on Debian)
+	@packaging/deps $(SYSTEM_PACKAGES)
+	$(BIN)/vbr-system-test "$(DEB)"
 
 .PHONY: clean
 clean: ## removes build products of this workspace (RocksDB included)

@@ -219,9 +219,12 @@ impl From<HostError> for Problem {
 fn image_problem(path: String, why: String, source: &NbdError) -> Problem {
     let what = format!("disk {path}");
     match source {
-        NbdError::ToolMissing(_) => {
-            Problem::new("tool_missing", what, why, "install the package qemu-utils, then try again")
-        }
+        NbdError::ToolMissing(_) => Problem::new(
+            "tool_missing",
+            what,
+            why,
+            "install the packages qemu-utils and qemu-system-common, then try again",
+        ),
         NbdError::Header { .. } | NbdError::Path { .. } => {
             Problem::invalid(what, why, "correct the image or how it is declared, then try again")
         }

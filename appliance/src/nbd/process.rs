@@ -32,16 +32,19 @@ const OUTPUT_BYTES_MAX: u64 = 1024 * 1024;
 /// Characters of a tool's words that reach an error message.
 const WORDS_MAX: usize = 2000;
 
-/// Names the package to install where qemu's tools are not found; none where they are there.
+/// Names the packages to install where qemu's tools are not found; none where they are there.
 pub fn qemu_utils_missing() -> Option<String> {
     let missing: Vec<_> = [QEMU_IMG, STORAGE_DAEMON].into_iter().filter(|t| find_tool(t).is_none()).collect();
     if missing.is_empty() {
         return None;
     }
-    Some(format!(
-        "{} not found: install the package `qemu-utils` (apt install qemu-utils)",
-        missing.join(" and ")
-    ))
+    let packages: Vec<_> = missing.iter().map(|tool| package_of(tool)).collect();
+    Some(format!("{} not found: apt install {}", missing.join(" and "), packages.join(" ")))
+}
+
+/// The package of Debian that has a tool.
+fn package_of(tool: &str) -> &'static str {
+    if tool == STORAGE_DAEMON { "qemu-system-common" } else { "qemu-utils" }
 }
 
 /// Runs `qemu-img` with its usual bound of two minutes and gives back its standard output.
@@ -86,7 +89,8 @@ pub(super) fn words(text: &str) -> String {
 pub(super) fn tool_path(tool: &str) -> Result<PathBuf, NbdError> {
     find_tool(tool).ok_or_else(|| {
         NbdError::ToolMissing(
-            qemu_utils_missing().unwrap_or_else(|| format!("{tool} was not found: install qemu-utils")),
+            qemu_utils_missing()
+                .unwrap_or_else(|| format!("{tool} was not found: apt install {}", package_of(tool))),
         )
     })
 }

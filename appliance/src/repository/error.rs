@@ -137,9 +137,12 @@ impl From<RepositoryError> for Problem {
                 "free space, remove restore points, or lower the reserve",
             )
             .retry(),
-            RepositoryError::Tool { what, source: NbdError::ToolMissing(why) } => {
-                Problem::new("tool_missing", what, why, "install the package `qemu-utils`, then try again")
-            }
+            RepositoryError::Tool { what, source: NbdError::ToolMissing(why) } => Problem::new(
+                "tool_missing",
+                what,
+                why,
+                "install the packages qemu-utils and qemu-system-common, then try again",
+            ),
             RepositoryError::Tool { what, source } => {
                 Problem::new("io", what, source.to_string(), "look at the file it names, then try again")
                     .retry()

@@ -8,6 +8,7 @@
 //! Not its job: moving data between sites, deciding what changed, jobs and sessions. Everything here
 //! blocks; callers run it on blocking threads. Bounds are named where they apply.
 
+mod beneath;
 pub mod datastore;
 mod error;
 pub mod export;

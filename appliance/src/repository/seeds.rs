@@ -15,7 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use vbr_api::DiskFormat;
 
@@ -24,6 +24,7 @@ use crate::block_file::RawFile;
 use crate::error::Problem;
 use crate::limits::SEEDS_MAX;
 use crate::nbd::{ImageSpec, QsdExport};
+use crate::repository::beneath;
 use crate::repository::datastore::Datastores;
 
 /// Open qcow2 images: each is a child process.
@@ -83,9 +84,8 @@ impl Seed {
         };
         let relative =
             self.path.strip_prefix(directory).map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-        Ok(openat2(File::open(directory)?, relative, flags, Mode::empty(), resolve)?.into())
+        Ok(beneath::open(File::open(directory)?, relative, flags, Mode::empty())?.into())
     }
 
     /// What its file looks like now.

@@ -183,6 +183,18 @@ impl Link {
         Ok(())
     }
 
+    /// Both ends in one network of 256 addresses, as on Ethernet. Otherwise each is the peer of a point-to-point line, and
+    /// whoever asks the kernel for its addresses is told the peer's.
+    pub fn as_one_network(&self) -> Result<()> {
+        for end in [End::Source, End::Target] {
+            let namespace = ["-n", self.namespace(end).name(), "addr"];
+            run("ip", [&namespace[..], &["flush", "dev", tun::DEVICE]].concat())?;
+            let address = format!("{}/24", end.address());
+            run("ip", [&namespace[..], &["add", &address, "dev", tun::DEVICE]].concat())?;
+        }
+        Ok(())
+    }
+
     /// Up, black hole or reset, from this moment on; packets under way are lost as well.
     pub fn set_mode(&self, mode: Mode) {
         self.shared.mode.store(mode as u8, Ordering::SeqCst);

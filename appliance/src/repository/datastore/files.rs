@@ -1,17 +1,17 @@
 //! Files on a datastore: opened beneath it, written whole or not at all, made durable in order.
 //!
 //! Owns nothing but the handle of the datastore's directory. Paths are relative to it and are resolved
-//! by the kernel beneath it, without symbolic links (`openat2`); names in them were checked by pattern.
+//! beneath it, without symbolic links; names in them were checked by pattern.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::repository::RepositoryError;
+use crate::repository::{RepositoryError, beneath};
 
 /// Largest record that is read into memory.
 const RECORD_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -48,10 +48,9 @@ impl Root {
             .map_err(|_| RepositoryError::invalid(what(), "it is not beneath the datastore"))?;
         let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
         let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(0o600) } else { Mode::empty() };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-        let handle = openat2(&self.handle, relative, flags, mode, resolve)
-            .map_err(|errno| RepositoryError::io(what(), errno.into()))?;
+        let handle = beneath::open(&self.handle, relative, flags, mode)
+            .map_err(|error| RepositoryError::io(what(), error))?;
         let file = File::from(handle);
         let kind = file.metadata().map_err(|e| RepositoryError::io(what(), e))?.file_type();
         if !kind.is_file() && !kind.is_dir() {
