@@ -173,7 +173,7 @@ fn what_it_must_not_touch() {
         assert!(run.err.contains(word) && run.err.contains("next:"), "{words:?}: {run:?}");
     };
     refused(&["--datastore", "/srv/other"], 1, "something else lies there");
-    refused(&["--datastore", "/home/vbr"], 2, "never writes below /home");
+    refused(&["--datastore", "/var/tmp/vbr"], 2, "never writes below /home");
     refused(&["--disks", "/tmp/x.img"], 2, "/tmp");
     refused(&["--disks", "/srv/none.img"], 1, "No such file");
     refused(&["--name", "Not A Name"], 2, "no name");

@@ -146,7 +146,7 @@ mod tests {
         let (missing, denied) =
             (io::Error::from(ErrorKind::NotFound), io::Error::from(ErrorKind::PermissionDenied));
         assert!(advice("/tmp/x.img", &missing).0.contains("/tmp of its own"));
-        assert!(advice("/home/ann/x.img", &denied).1.contains("ProtectHome=read-only"));
+        assert!(advice("/run/user/7/x.img", &denied).1.contains("ProtectHome=read-only"));
         assert!(advice("/srv/x.img", &denied).1.contains("vbrctl setup --disks /srv/x.img"));
     }
 }

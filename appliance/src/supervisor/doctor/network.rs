@@ -98,11 +98,13 @@ fn judge_buffers(rmem: &str, wmem: &str, by_host: bool) -> Check {
         return Check::ok("socket buffers", found);
     }
     let place = if by_host { "on the host of this container: " } else { "" };
+    // What is larger already stays so.
+    let (receive, send) = (receive.max(BUFFER_BYTES), send.max(BUFFER_BYTES));
     Check::warning(
         "socket buffers",
         format!("{found}: one connection holds no more in flight (16 MiB: 1 Gbit/s at 128 ms)"),
         format!(
-            "{place}sysctl -w net.ipv4.tcp_rmem=\"4096 131072 {BUFFER_BYTES}\" net.ipv4.tcp_wmem=\"4096 16384 {BUFFER_BYTES}\" \
+            "{place}sysctl -w net.ipv4.tcp_rmem=\"4096 131072 {receive}\" net.ipv4.tcp_wmem=\"4096 16384 {send}\" \
              (the package has it in /usr/lib/sysctl.d/60-vbr.conf: sysctl --system)"
         ),
     )
@@ -237,6 +239,8 @@ mod tests {
         let small = judge_buffers(good, "4096 16384 4194304", true);
         assert_eq!(small.state, CheckState::Warning);
         assert!(small.next_step.starts_with("on the host") && small.found.contains("4 MiB to send"));
+        let large = judge_buffers("4096 131072 33554432", "4096 16384 4194304", false);
+        assert!(large.next_step.contains("131072 33554432") && large.next_step.contains("16384 16777216"));
         assert_eq!(judge_buffers("", good, false).state, CheckState::Skipped);
     }
 

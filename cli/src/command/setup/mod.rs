@@ -146,7 +146,7 @@ impl Command {
             finish(context, &answers, &access.disks, &mut outcome).await?;
         }
         let exit = report(context, &outcome)?;
-        context.output.note(&next(&answers, &outcome));
+        context.output.note(&next(&answers, access.disks.first(), &outcome));
         Ok(exit)
     }
 
@@ -337,8 +337,8 @@ fn report(context: &Context, outcome: &Outcome<'_>) -> Result<Exit, Failure> {
 }
 
 /// What to type now.
-fn next(answers: &Answers, outcome: &Outcome<'_>) -> String {
-    let disk = answers.disks.first().map_or("/srv/vm/web.img".into(), |disk| disk.display().to_string());
+fn next(answers: &Answers, disk: Option<&PathBuf>, outcome: &Outcome<'_>) -> String {
+    let disk = disk.map_or("/srv/vm/web.img".into(), |disk| quoted(disk.display().to_string()));
     match (&outcome.peer, answers.role) {
         (Some(peer), role) if role.is_source() => {
             format!(

@@ -20,7 +20,7 @@ impl Redactor {
             let end =
                 tail.find(|c: char| c.is_whitespace() || "\"'`,;:)]}<>|\\".contains(c)).unwrap_or(tail.len());
             // What is left of a URL was looked at before.
-            let begins = !(last.is_alphanumeric() || "/.-_~".contains(last)) && !tail.starts_with("//");
+            let begins = !(last.is_alphanumeric() || "/.-_~".contains(last) || tail.starts_with("//"));
             if begins && end > 1 {
                 let path = tail[..end].to_owned();
                 out.push_str(&self.path(&path));
