@@ -1,12 +1,13 @@
 //! Starts, joins and stops the parts of vbrd.
 //!
 //! `appliance` is the composition root, `orders`, `housekeeping`, `replicas`, `site`, `throttle`, `warm` and `life` carry out what
-//! the management API asks, `consoles` and `remote` what consoles at other sites do, `scrubbing` and `verifying` are its own
+//! the management API asks, `doctor` looks at what commonly goes wrong, `consoles` and `remote` what consoles at other sites do, `scrubbing` and `verifying` are its own
 //! background workers, `state_dir` locks the state directory, `state_file` and `state_move` let it leave and come back, `stores` opens what vbrd keeps,
 //! `service` speaks to systemd.
 
 pub mod appliance;
 mod consoles;
+mod doctor;
 mod housekeeping;
 mod life;
 mod metrics;

@@ -69,6 +69,8 @@ Example: the first replication from a site (socket S) to another (socket T)
 
 #[derive(Subcommand, Debug)]
 pub enum Noun {
+    Setup(command::setup::Command),
+    Doctor(command::doctor::Command),
     Status(command::status::Command),
     #[command(subcommand)]
     Peer(command::peer::Command),

@@ -70,6 +70,11 @@ impl Client {
         Self { socket: self.socket.clone(), site }
     }
 
+    /// Where vbrd listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// The peer that carries out orders; none: the vbrd at the socket.
     pub fn site(&self) -> Option<&str> {
         self.site.as_deref()
@@ -164,8 +169,7 @@ impl Client {
         path: &str,
         body: Option<String>,
     ) -> Result<(Response<Incoming>, JoinSet<()>), Failure> {
-        let stream =
-            UnixStream::connect(&self.socket).await.map_err(|error| unreachable(&self.socket, &error))?;
+        let stream = self.connect().await.map_err(|error| unreachable(&self.socket, &error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.lost(&error))?;
@@ -190,6 +194,16 @@ impl Client {
             .map_err(|error| nonsense(path, &error.to_string()))?;
         let response = sender.send_request(request).await.map_err(|error| self.lost(&error))?;
         Ok((response, driver))
+    }
+
+    /// The socket for orders; where that is not for us, the one beside it, for those who may only look.
+    async fn connect(&self) -> std::io::Result<UnixStream> {
+        match UnixStream::connect(&self.socket).await {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                UnixStream::connect(view_socket(&self.socket)).await.map_err(|_| error)
+            }
+            other => other,
+        }
     }
 
     async fn collect(&self, response: Response<Incoming>) -> Result<Document, Failure> {
@@ -270,6 +284,14 @@ pub fn encode(text: &str) -> String {
     out
 }
 
+/// `/run/vbr/vbrd.sock` -> `/run/vbr/vbrd-view.sock`
+pub fn view_socket(socket: &Path) -> PathBuf {
+    let stem = socket.file_stem().unwrap_or_default().to_string_lossy();
+    let ending =
+        socket.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
+    socket.with_file_name(format!("{stem}-view{ending}"))
+}
+
 fn unreachable(socket: &Path, error: &std::io::Error) -> Failure {
     let what = format!("Cannot reach vbrd at {}", socket.display());
     match error.kind() {
@@ -278,7 +300,7 @@ fn unreachable(socket: &Path, error: &std::io::Error) -> Failure {
             "not_allowed",
             what,
             error.to_string(),
-            "run vbrctl as root or as a member of the group vbradm",
+            "run vbrctl as root or as a member of the group vbradm (orders) or vbrview (questions)",
         ),
         ErrorKind::NotFound => Failure::gone(
             what,

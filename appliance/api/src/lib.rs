@@ -5,6 +5,7 @@
 #![allow(missing_docs)]
 
 mod audit;
+mod doctor;
 mod housekeeping;
 mod job;
 mod life;
@@ -15,6 +16,7 @@ mod throttle;
 mod warm;
 
 pub use audit::*;
+pub use doctor::*;
 pub use housekeeping::*;
 pub use job::*;
 pub use life::*;

@@ -1,9 +1,10 @@
 //! The management API: HTTP + JSON on a unix socket. Requests become orders; answers become JSON.
 //!
 //! ```text
-//! socket   the unix socket: permissions, stale files, who is at the other end
+//! socket   the unix sockets: permissions, stale files, who is at the other end
+//! access   who may order, who may look: by socket, and by what the kernel says of the caller
 //! routes   the one table of routes, and the OpenAPI document that describes each of them
-//! site, peers, hosts, jobs, sessions, repositories, replicas, points, throttle, housekeeping, life, warm   the handlers, one noun a file
+//! site, doctor, peers, hosts, jobs, sessions, repositories, replicas, points, throttle, housekeeping, life, warm   the handlers, one noun a file
 //! remote   orders for other sites, and orders of peers: what a remote console may do
 //! audit    every order that changes something, with its caller and its outcome
 //! orders   what the rest of vbrd must be able to do, as traits: the handlers know nothing else
@@ -17,7 +18,9 @@
 //! Bounds: [`CONNECTIONS_MAX`] connections, request bodies of [`BODY_BYTES_MAX`], [`HEAVY_ORDERS_MAX`]
 //! verifications and exports at once (more wait), long polls of [`WAIT_MAX`].
 
+mod access;
 mod audit;
+mod doctor;
 mod export;
 mod hosts;
 mod housekeeping;
@@ -49,8 +52,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use audit::AuditLog;
 pub use orders::{
-    Answer, ConsoleOrders, Export, ExportSink, HostOrders, HousekeepingOrders, JobOrders, LifeOrders,
-    PeerOrders, RemoteAnswer, RemoteOrder, ReplicaOrders, SiteOrders, ThrottleOrders, WarmOrders,
+    Answer, ConsoleOrders, DoctorOrders, Export, ExportSink, HostOrders, HousekeepingOrders, JobOrders,
+    LifeOrders, PeerOrders, RemoteAnswer, RemoteOrder, ReplicaOrders, SiteOrders, ThrottleOrders, WarmOrders,
 };
 pub use reference::{PointRef, ReplicaRef};
 pub use remote::{Remote, RemoteConsole};
@@ -81,6 +84,8 @@ pub struct Orders {
     pub housekeeping: Arc<dyn HousekeepingOrders>,
     /// What counts as known.
     pub warmings: Arc<dyn WarmOrders>,
+    /// What commonly goes wrong.
+    pub doctor: Arc<dyn DoctorOrders>,
 }
 
 /// Who carries out the orders.
@@ -108,6 +113,9 @@ pub struct Api {
     pub audit: Option<Arc<AuditLog>>,
     /// What counts as known.
     pub warmings: Arc<dyn WarmOrders>,
+    /// What commonly goes wrong.
+    pub doctor: Arc<dyn DoctorOrders>,
+    refusals: Arc<access::Refusals>,
     shutdown: CancellationToken,
     heavy: Arc<Semaphore>,
 }
@@ -116,7 +124,7 @@ impl Api {
     /// `shutdown` ends long polls early.
     pub fn new(orders: Orders, shutdown: CancellationToken) -> Self {
         let heavy = Arc::new(Semaphore::new(HEAVY_ORDERS_MAX));
-        let Orders { site, peers, hosts, jobs, replicas, throttle, housekeeping, warmings } = orders;
+        let Orders { site, peers, hosts, jobs, replicas, throttle, housekeeping, warmings, doctor } = orders;
         let (console, life, audit) = (None, None, None);
         Self {
             site,
@@ -127,6 +135,8 @@ impl Api {
             throttle,
             housekeeping,
             warmings,
+            doctor,
+            refusals: Arc::default(),
             console,
             life,
             audit,
@@ -140,14 +150,23 @@ impl Api {
         routes::router()
             .layer(from_fn_with_state(self.clone(), remote::admit))
             .layer(from_fn_with_state(self.clone(), audit::record))
+            .layer(from_fn_with_state(self.clone(), access::guard))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self)
     }
 }
 
-/// Takes the socket. Refuses where another vbrd answers on it.
+/// Takes the socket that orders come in at. Refuses where another vbrd answers on it.
 pub fn bind(path: &Path) -> Result<ControlSocket, SocketError> {
     socket::bind(path)
+}
+
+/// Takes the socket beside it, for those who may only look; none where the group of those does not exist.
+pub fn bind_view(path: &Path) -> Result<Option<ControlSocket>, SocketError> {
+    match access::Groups::of_system().view {
+        Some(_) => socket::bind_view(&access::view_path(path)).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Serves until `shutdown`; requests under way are finished first.

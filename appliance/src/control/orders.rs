@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use vbr_api::{
-    CacheStats, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobLogEntry,
+    CacheStats, Check, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobLogEntry,
     JobLogQuery, JobSpec, JoinRequest, NotifyHook, Peer, PinRequest, Plan, Removed, Replica, Repository,
     RepositoryReport, RestorePoint, Rotation, RunRequest, Session, StateSummary, Status, Task, Throttle,
     ThrottleSpec, Throttles, VerifyReport, Vm, WarmRequest, Warming,
@@ -37,6 +37,14 @@ pub trait SiteOrders: Send + Sync {
     fn cache(&self) -> Result<CacheStats, Problem>;
     /// `GET /v1/metrics`
     fn metrics(&self) -> Result<String, Problem>;
+}
+
+/// What commonly goes wrong, as vbrd sees it: it is another user than whoever asks, in a sandbox of its own.
+pub trait DoctorOrders: Send + Sync {
+    /// Looks at everything.
+    fn examine(&self) -> Result<Vec<Check>, Problem>;
+    /// Whether vbrd can read these images and devices.
+    fn try_disks(&self, disks: &[String]) -> Result<Vec<Check>, Problem>;
 }
 
 /// Pairing and peers.

@@ -43,6 +43,7 @@ const ALLOWED: &[(Method, &str)] = &[
     (Method::GET, "/v1/tasks/{name}"),
     (Method::POST, "/v1/tasks/{name}/run"),
     (Method::GET, "/v1/audit"),
+    (Method::GET, "/v1/doctor"),
     (Method::GET, "/v1/openapi.json"),
     (Method::GET, "/v1/peers"),
     (Method::GET, "/v1/peers/{name}"),
@@ -305,6 +306,8 @@ mod tests {
             .collect();
         let expected = [
             "POST /v1/cache/warm",
+            // It names files, and its answer tells whether they are there.
+            "POST /v1/doctor/disks",
             "DELETE /v1/peers/{name}",
             "POST /v1/peers/invite",
             "POST /v1/peers/join",

@@ -7,8 +7,8 @@ use axum::routing::{MethodRouter, delete, get, patch, post};
 use utoipa::OpenApi;
 
 use super::{
-    Api, audit, hosts, housekeeping, jobs, life, peers, points, replicas, reply, repositories, sessions,
-    site, throttle, warm,
+    Api, audit, doctor, hosts, housekeeping, jobs, life, peers, points, replicas, reply, repositories,
+    sessions, site, throttle, warm,
 };
 
 /// Method, path, handler. Tested: each is in the document and the other way round.
@@ -26,6 +26,8 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         post_("/v1/cache/warm/{id}/cancel", post(warm::cancel)),
         get_("/v1/metrics", get(site::metrics)),
         get_("/v1/audit", get(audit::list)),
+        get_("/v1/doctor", get(doctor::examine)),
+        post_("/v1/doctor/disks", post(doctor::try_disks)),
         get_("/v1/peers", get(peers::list)),
         get_("/v1/peers/{name}", get(peers::show)),
         delete_("/v1/peers/{name}", delete(peers::remove)),
@@ -119,6 +121,8 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         site::cache,
         site::metrics,
         audit::list,
+        doctor::examine,
+        doctor::try_disks,
         document,
         peers::list,
         peers::show,

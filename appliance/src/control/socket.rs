@@ -1,9 +1,10 @@
-//! The unix socket of the management API: who may connect, who did, and stale files.
+//! The unix sockets of the management API: who may connect, who did, and stale files.
 //!
-//! Whoever reaches the socket may do everything, so its file mode is the access control: 0660 and
-//! group `vbradm` where that group exists and may be given, else 0600.
+//! The socket for orders has mode 0660 and group `vbradm` where that group exists and may be given, else 0600. That for
+//! questions has 0666. What a caller may do follows from its credentials as well: see [`super::access`].
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -20,10 +21,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::CONNECTIONS_MAX;
+use super::access::{Access, Credentials, Groups, ORDER_GROUP as GROUP, peer_groups};
 use crate::error::Problem;
 
-/// Members may use the management API.
-const GROUP: &str = "vbradm";
+/// Connections of those who may only look that are served at once.
+const VIEWERS_MAX: usize = 32;
 /// After an accept that failed for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -63,6 +65,33 @@ impl From<SocketError> for Problem {
 pub struct ControlSocket {
     listener: UnixListener,
     path: OwnFile,
+    rule: Rule,
+}
+
+/// What callers of a socket may do.
+#[derive(Clone, Copy)]
+struct Rule {
+    groups: Groups,
+    /// No more than this, whoever they are.
+    most: Access,
+    own_uid: u32,
+    connections_max: usize,
+}
+
+impl Rule {
+    fn new(most: Access, connections_max: usize) -> Self {
+        let own_uid = rustix::process::geteuid().as_raw();
+        Self { groups: Groups::of_system(), most, own_uid, connections_max }
+    }
+
+    fn judge(&self, stream: &UnixStream) -> Caller {
+        let Ok(cred) = stream.peer_cred() else { return Caller::default() };
+        // Without them the caller has its first group alone.
+        let groups = peer_groups(stream.as_fd()).unwrap_or_default();
+        let credentials = Credentials { uid: cred.uid(), gid: cred.gid(), groups };
+        let access = self.groups.access(&credentials, self.own_uid).min(self.most);
+        Caller { uid: Some(cred.uid()), pid: cred.pid(), access }
+    }
 }
 
 /// Removed on drop, if it is still the one we made.
@@ -79,16 +108,25 @@ impl Drop for OwnFile {
     }
 }
 
-/// Takes the socket; must be called inside the runtime.
+/// Takes the socket for orders; must be called inside the runtime.
 pub(super) fn bind(path: &Path) -> Result<ControlSocket, SocketError> {
+    let mode = || if give_to_group(path) { 0o660 } else { 0o600 };
+    bind_with(path, Rule::new(Access::Order, CONNECTIONS_MAX), mode)
+}
+
+/// The same for questions. Anybody may connect: credentials say who is answered.
+pub(super) fn bind_view(path: &Path) -> Result<ControlSocket, SocketError> {
+    bind_with(path, Rule::new(Access::Look, VIEWERS_MAX), || 0o666)
+}
+
+fn bind_with(path: &Path, rule: Rule, mode: impl FnOnce() -> u32) -> Result<ControlSocket, SocketError> {
     let fail = |what| move |error| SocketError::Io { path: path.to_owned(), what, error };
     clear_stale(path)?;
     let listener = UnixListener::bind(path).map_err(fail("cannot be bound"))?;
     // Between bind and here the process's umask (0077) keeps others out.
-    let mode = if give_to_group(path) { 0o660 } else { 0o600 };
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode()))
         .map_err(fail("cannot set its mode"))?;
-    Ok(ControlSocket { listener, path: OwnFile { path: path.to_owned(), inode: inode(path) } })
+    Ok(ControlSocket { listener, path: OwnFile { path: path.to_owned(), inode: inode(path) }, rule })
 }
 
 /// A socket file that nobody answers on is left over from a crash.
@@ -157,8 +195,8 @@ impl ControlSocket {
     }
 
     pub(super) async fn serve(self, router: Router, shutdown: CancellationToken) -> io::Result<()> {
-        let Self { listener, path } = self;
-        let bounded = Bounded { listener, permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
+        let Self { listener, path, rule } = self;
+        let bounded = Bounded { listener, rule, permits: Arc::new(Semaphore::new(rule.connections_max)) };
         let served = axum::serve(bounded, router.into_make_service_with_connect_info::<Caller>())
             .with_graceful_shutdown(shutdown.cancelled_owned())
             .await;
@@ -172,6 +210,7 @@ impl ControlSocket {
 pub(super) struct Caller {
     pub uid: Option<u32>,
     pub pid: Option<i32>,
+    pub access: Access,
 }
 
 impl Connected<IncomingStream<'_, Bounded>> for Caller {
@@ -180,9 +219,10 @@ impl Connected<IncomingStream<'_, Bounded>> for Caller {
     }
 }
 
-/// Accepts at most [`CONNECTIONS_MAX`] connections at once.
+/// Accepts a bounded number of connections at once.
 pub(super) struct Bounded {
     listener: UnixListener,
+    rule: Rule,
     permits: Arc<Semaphore>,
 }
 
@@ -196,9 +236,7 @@ impl Listener for Bounded {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let caller = stream
-                        .peer_cred()
-                        .map_or(Caller::default(), |cred| Caller { uid: Some(cred.uid()), pid: cred.pid() });
+                    let caller = self.rule.judge(&stream);
                     return (Guarded { stream, _permit: permit }, caller);
                 }
                 Err(error) => {

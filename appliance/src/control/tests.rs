@@ -7,6 +7,7 @@ use vbr_api::*;
 
 use super::*;
 
+mod access;
 mod remote;
 
 /// Carries out nothing; answers enough to see that orders arrive and answers leave.
@@ -120,6 +121,16 @@ impl HousekeepingOrders for Fake {
     }
     fn test_hook(&self, name: &str) -> Result<NotifyHook, Problem> {
         Err(gone(name))
+    }
+}
+
+impl DoctorOrders for Fake {
+    fn examine(&self) -> Result<Vec<Check>, Problem> {
+        Ok(vec![Check::warning("clock", "nobody sets it", "run a time service")])
+    }
+    fn try_disks(&self, disks: &[String]) -> Result<Vec<Check>, Problem> {
+        self.note(format!("try {disks:?}"));
+        Ok(disks.iter().map(|disk| Check::ok(format!("disk {disk}"), "readable")).collect())
     }
 }
 
@@ -283,6 +294,7 @@ fn orders(fake: &Arc<Fake>) -> Orders {
         throttle: fake.clone(),
         housekeeping: fake.clone(),
         warmings: fake.clone(),
+        doctor: fake.clone(),
     }
 }
 
@@ -341,6 +353,11 @@ async fn orders_arrive_and_answers_carry_the_schema() {
     assert_eq!(call(s, "POST", "/v1/hosts", r#"{"name":"local","driver":"disk"}"#).await.0, 200);
     assert_eq!(call(s, "POST", "/v1/hosts", r#"{"name":"h2","driver":"disk"}"#).await.0, 201);
     assert_eq!(call(s, "GET", "/v1/hosts/local", "").await.1["driver"], "disk");
+    let report = call(s, "GET", "/v1/doctor", "").await.1;
+    let wanted = json!([{"name": "clock", "state": "warning", "found": "nobody sets it", "next_step": "run a time service"}]);
+    assert_eq!((&report["schema"], &report["checks"]), (&json!(1), &wanted));
+    let tried = call(s, "POST", "/v1/doctor/disks", r#"{"disks":["/a"]}"#).await.1;
+    assert_eq!(tried["checks"][0]["name"], "disk /a");
     let removed = call(s, "DELETE", "/v1/restore-points/one?point=b1/web@latest", "").await;
     assert_eq!(removed.1, json!({"schema": 1, "removed": ["b1/web@latest"]}));
     let forced = call(s, "DELETE", "/v1/restore-points/one?point=web@latest&force=true", "").await;
@@ -405,6 +422,8 @@ async fn problems_become_statuses_and_never_bare_text() {
         ("POST", "/v1/peers/join", r#"{"code":"x"}"#, 403, "not_allowed"),
         ("DELETE", "/v1/hosts/local", "", 409, "conflict"),
         ("GET", "/v1/sessions?actve=true", "", 400, "invalid"),
+        ("POST", "/v1/doctor/disks", r#"{"disks":["a"]}"#, 400, "invalid"),
+        ("POST", "/v1/doctor/disks", r#"{"disks":[]}"#, 400, "invalid"),
         ("GET", "/v1/replicas/one?replica=../x", "", 400, "invalid"),
         ("GET", "/v1/restore-points/one?point=web", "", 400, "invalid"),
         ("GET", "/v1/restore-points/export?point=web@latest&disk=7", "", 404, "not_found"),

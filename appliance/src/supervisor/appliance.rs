@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use vbr_api::Moment;
 
 use super::consoles::Consoles;
+use super::doctor::Doctor;
 use super::housekeeping::{Housekeeping, Kept};
 use super::life::{Life, Restart};
 use super::orders::{Hosts, Jobs, Peers};
@@ -30,7 +31,7 @@ use super::throttle::Throttling;
 use super::warm::WarmingOrders;
 use crate::accelerator::shared_filter::SharedFilters;
 use crate::config::{Config, Congestion, Overrides, Transport};
-use crate::control::{self, Api, Orders, RemoteConsole};
+use crate::control::{self, Api, ControlSocket, Orders, RemoteConsole};
 use crate::error::Problem;
 use crate::job::{JobManager, SourceStores, SourceWaits, StallBounds, TargetService, Warmings};
 use crate::limits::SOURCE_SESSIONS_MAX;
@@ -67,7 +68,7 @@ impl Appliance {
         let opening = config.clone();
         let state = blocking("opening the state directory", move || open_directories(&opening)).await?;
         // Before anything is opened: two of them on one socket must not get any further.
-        let socket = control::bind(&config.socket)?;
+        let (socket, view) = (control::bind(&config.socket)?, control::bind_view(&config.socket)?);
         let metrics = bind_metrics(config.metrics).await?;
         let opening = config.clone();
         let stores = blocking("opening the stores", move || open_stores(state, &opening)).await?;
@@ -89,7 +90,7 @@ impl Appliance {
         kept(&stores, &wire, &jobs, &target).tend(&config, &workers, &tasks, &stop);
         begin_warming(&warmings, &target, &jobs, &wire, &tasks);
         let config = Arc::new(std::sync::Mutex::new(config));
-        let site = Site::new(SiteParts {
+        let site = Arc::new(Site::new(SiteParts {
             config: config.clone(),
             wire: wire.clone(),
             jobs: jobs.clone(),
@@ -100,7 +101,7 @@ impl Appliance {
             database: stores.database.clone(),
             workers: workers.clone(),
             started_at: Moment::now(),
-        });
+        }));
         let datastores = stores.datastores.clone();
         let throttle = Throttling {
             rules: stores.throttle,
@@ -109,7 +110,8 @@ impl Appliance {
             turn: tokio::sync::Mutex::default(),
         };
         let orders = Orders {
-            site: Arc::new(site),
+            doctor: Arc::new(Doctor { site: site.clone() }),
+            site,
             peers: Arc::new(Peers { wire: wire.clone(), target: target.clone() }),
             hosts: Arc::new(Hosts { hosts: stores.hosts, jobs: jobs.clone() }),
             jobs: Arc::new(Jobs(jobs.clone())),
@@ -130,6 +132,7 @@ impl Appliance {
         if let Some(listener) = metrics {
             tasks.spawn(serve_metrics(api.clone(), listener));
         }
+        tasks.spawn(serve_view(api.clone(), view));
         let api = tasks.spawn(control::serve(api, socket));
         announce(&datastores, &jobs);
         tracing::info!(socket = %path.display(), peer_id = %wire.peer_id(), listeners = ?wire.listeners(), "ready");
@@ -230,6 +233,13 @@ async fn bind_metrics(address: Option<SocketAddr>) -> Result<Option<TcpListener>
             error.to_string(),
             "name a free port in metrics.listen, or leave it out",
         )),
+    }
+}
+
+async fn serve_view(api: Api, socket: Option<ControlSocket>) {
+    let Some(socket) = socket else { return };
+    if let Err(error) = control::serve(api, socket).await {
+        tracing::error!(%error, "questions are not answered any more at the socket for those who may only look");
     }
 }
 

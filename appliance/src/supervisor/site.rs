@@ -43,7 +43,7 @@ pub struct SiteParts {
 
 /// Answers for the site.
 pub struct Site {
-    parts: SiteParts,
+    pub(super) parts: SiteParts,
 }
 
 impl Site {
@@ -52,7 +52,8 @@ impl Site {
         Self { parts }
     }
 
-    fn warnings(&self) -> Vec<Warning> {
+    /// What an operator should look at, besides links.
+    pub(super) fn own_warnings(&self) -> Vec<Warning> {
         let mut warnings = self.parts.jobs.warnings();
         warnings.extend(self.parts.stores.warnings());
         warnings.extend(self.parts.workers.warnings());
@@ -70,9 +71,16 @@ impl Site {
         if let Some(what) = self.parts.database.warning() {
             warn(what, "nothing to do now; check the disk of the state directory if it recurs");
         }
+        warnings
+    }
+
+    fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = self.own_warnings();
         for peer in self.parts.wire.peers().into_iter().filter(|peer| !peer.connected && !peer.revoked) {
             let why = peer.last_error.map_or(String::new(), |why| format!(": {why}"));
-            warn(format!("peer {} is not connected{why}", peer.name), "check the link and the other site");
+            let what = format!("peer {} is not connected{why}", peer.name);
+            let next_step = "check the link and the other site".to_string();
+            warnings.push(Warning { level: "warning".to_string(), what, next_step });
         }
         warnings
     }

@@ -5,6 +5,7 @@ pub mod cache;
 pub mod check;
 pub mod completion;
 pub mod config;
+pub mod doctor;
 pub mod host;
 pub mod job;
 pub mod man;
@@ -14,6 +15,7 @@ pub mod replica;
 pub mod repository;
 pub mod restore_point;
 pub mod session;
+pub mod setup;
 pub mod state;
 pub mod status;
 pub mod task;
@@ -30,6 +32,8 @@ use crate::failure::Failure;
 /// Does what was asked.
 pub async fn run(context: &Context, noun: Noun) -> Result<Exit, Failure> {
     match noun {
+        Noun::Setup(command) => command.run(context).await,
+        Noun::Doctor(command) => command.run(context).await,
         Noun::Status(command) => command.run(context).await,
         Noun::Peer(command) => command.run(context).await,
         Noun::Host(command) => command.run(context).await,

@@ -213,7 +213,7 @@ async fn invite(context: &Context, valid: Option<Duration>, domain: Option<Strin
 }
 
 async fn join(context: &Context, code: String, name: Option<String>) -> Result<Exit, Failure> {
-    let code = if code == "-" { code_from_stdin()? } else { code };
+    let code = if code == "-" { read_code()? } else { code };
     let document = context.client.post_json("/v1/peers/join", &JoinRequest { code, name }).await?;
     let peer: Peer = document.one()?;
     context.output.done(&document, &format!("peer {} joined", peer.name), json!({}))?;
@@ -223,7 +223,8 @@ async fn join(context: &Context, code: String, name: Option<String>) -> Result<E
     Ok(Exit::Done)
 }
 
-fn code_from_stdin() -> Result<String, Failure> {
+/// From stdin.
+pub fn read_code() -> Result<String, Failure> {
     let mut code = String::new();
     std::io::stdin().lock().take(CODE_BYTES_MAX).read_to_string(&mut code).map_err(|error| {
         Failure::usage("Cannot read the code from stdin", error.to_string(), "give it as an argument")

@@ -3,10 +3,13 @@
 // Helpers of a test crate are tests too; clippy sees only functions marked #[test] as such.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod access;
+mod doctor;
 mod export;
 mod fake;
 mod orders;
 mod samples;
 mod seed;
+mod setup;
 mod sites;
 mod waiting;

@@ -125,6 +125,32 @@ pub(super) async fn record(State(api): State<Api>, request: Request, next: Next)
     response
 }
 
+/// An order that was refused for its caller's sake, without its body.
+pub(super) fn refusal(request: &Request, status: u16) -> AuditEntry {
+    let route = request.extensions().get::<MatchedPath>().map(|route| route.as_str().to_owned());
+    let path = request.uri().path_and_query().map_or("", |path| path.as_str());
+    AuditEntry {
+        sequence: 0,
+        at: Moment::now(),
+        caller: caller(request),
+        site: addressee(request.headers()).map(|site| site.chars().take(64).collect()),
+        method: request.method().to_string(),
+        route,
+        path: path.chars().take(PATH_CHARS_MAX).collect(),
+        details: Map::new(),
+        outcome: "not_allowed".to_owned(),
+        status,
+        took_ms: 0,
+    }
+}
+
+/// Enters it, durably.
+pub(super) async fn enter(api: &Api, entry: AuditEntry) {
+    if let Some(log) = api.audit.clone() {
+        drop(tokio::task::spawn_blocking(move || keep(&log, entry)).await);
+    }
+}
+
 async fn entered(
     log: Arc<AuditLog>,
     caller: AuditCaller,
