@@ -74,6 +74,15 @@ deb: build ## a Debian package in <target>/debian
 	cargo deb --locked --package vbr-appliance --profile dev --no-build
 	packaging/deb-check "$$(ls -t $(CARGO_TARGET_DIR)/debian/vbr_*.deb | head -1)"
 	packaging/deb-install-check "$$(ls -t $(CARGO_TARGET_DIR)/debian/vbr_*.deb | head -1)"
+	packaging/sbom $(BIN)/vbr-dependencies "$$(ls -t $(CARGO_TARGET_DIR)/debian/vbr_*.deb | head -1)"
+
+.PHONY: audit
+audit: build ## licences, sources and bans of all dependencies; advisories where their database is
+	packaging/dependency-check $(BIN)/vbr-dependencies
+
+.PHONY: docs
+docs: build ## writes docs/commands.md from the definitions of the commands
+	$(BIN)/vbrctl reference > docs/commands.md
 
 .PHONY: clean
 clean: ## removes build products of this workspace (RocksDB included)
