@@ -78,11 +78,20 @@ deb: build ## a Debian package in <target>/debian
 	cargo deb --locked --package vbr-appliance --profile dev --no-build
 	packaging/deb-check "$(DEB)"
 	packaging/deb-install-check "$(DEB)"
+	packaging/sbom $(BIN)/vbr-dependencies "$(DEB)"
 
 .PHONY: test-system
 test-system: deb ## the package in two machines with systemd and a slow line between them (as root, on Debian)
 	@packaging/deps $(SYSTEM_PACKAGES)
 	$(BIN)/vbr-system-test "$(DEB)"
+
+.PHONY: audit
+audit: build ## licences, sources and bans of all dependencies; advisories where their database is
+	packaging/dependency-check $(BIN)/vbr-dependencies
+
+.PHONY: docs
+docs: build ## writes docs/commands.md from the definitions of the commands
+	$(BIN)/vbrctl reference > docs/commands.md
 
 .PHONY: clean
 clean: ## removes build products of this workspace (RocksDB included)

@@ -2,7 +2,7 @@
 //!
 //! `appliance` is the composition root, `orders`, `housekeeping`, `replicas`, `site`, `throttle`, `warm` and `life` carry out what
 //! the management API asks, `doctor` looks at what commonly goes wrong, `consoles` and `remote` what consoles at other sites do, `scrubbing` and `verifying` are its own
-//! background workers, `state_dir` locks the state directory, `state_file` and `state_move` let it leave and come back, `stores` opens what vbrd keeps,
+//! background workers, `state_dir` locks the state directory, `state_format` keeps older vbrds out of it, `state_file` and `state_move` let it leave and come back, `stores` opens what vbrd keeps,
 //! `service` speaks to systemd.
 
 pub mod appliance;
@@ -19,6 +19,7 @@ pub mod service;
 mod site;
 pub mod state_dir;
 mod state_file;
+mod state_format;
 mod state_move;
 mod stores;
 mod throttle;

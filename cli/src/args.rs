@@ -106,6 +106,8 @@ pub enum Noun {
     Completion(command::completion::Command),
     #[command(hide = true)]
     Man(command::man::Command),
+    #[command(hide = true)]
+    Reference(command::reference::Command),
 }
 
 /// True where the words ask for JSON; used only when they could not be parsed.

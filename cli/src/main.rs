@@ -20,6 +20,7 @@ mod output;
 mod passphrase;
 mod progress;
 mod reconnect;
+mod reference;
 mod show;
 mod summary;
 mod table;

@@ -7,6 +7,7 @@ pub mod bench;
 pub mod chart;
 pub mod clock;
 pub mod counter;
+pub mod dependencies;
 pub mod disk;
 pub mod fault;
 pub mod hook;

@@ -80,6 +80,9 @@ pub struct Peer {
     pub peer_id: String,
     pub addresses: Vec<String>,
     pub connected: bool,
+    /// The peer's version of vbr; none while not connected.
+    #[serde(default)]
+    pub software: Option<String>,
     /// `tcp` or `quic`; none while not connected.
     pub transport: Option<String>,
     /// Congestion control of the link: `bbr`, `cubic`, …

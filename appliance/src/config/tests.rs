@@ -244,6 +244,34 @@ fn the_reference_documents_every_key_and_no_other() {
 }
 
 #[test]
+fn the_reference_says_the_true_defaults() {
+    let text = repository_file("docs/configuration.md");
+    let (mut all, mut literal) = (String::new(), 0);
+    for line in text.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = line.split(" | ").collect();
+        let key = cells[0].trim_start_matches("| `").trim_end_matches('`');
+        let Some(value) = cells[1].strip_prefix('`').and_then(|rest| rest.split('`').next()) else {
+            continue;
+        };
+        let (table, key) = key.rsplit_once('.').expect("table and key");
+        let is_value = toml::from_str::<toml::Table>(&format!("{key} = {value}")).is_ok();
+        // What a named section says by default needs the section.
+        if !is_value || table.contains("NAME") {
+            continue;
+        }
+        all.push_str(&format!("{table}.{key} = {value}\n"));
+        literal += 1;
+    }
+    assert!(literal >= 25, "{literal} defaults were found: {all}");
+    assert_eq!(resolve(&all).expect("good values"), resolve("").expect("defaults"), "{all}");
+    let hook = "[notify.a]\non = [\"failure\"]\nwebhook = \"http://h/p\"\n";
+    let timeout = text.lines().find(|line| line.starts_with("| `notify.NAME.timeout`")).expect("the row");
+    let timeout = timeout.split('`').nth(3).expect("a value");
+    let same = resolve(&format!("{hook}timeout = {timeout}\n")).expect("good");
+    assert_eq!(same, resolve(hook).expect("good"));
+}
+
+#[test]
 fn the_packaged_file_explains_every_key_and_is_good() {
     let text = repository_file("packaging/etc/vbrd.toml");
     let as_shipped = resolve(&text).expect("as shipped");

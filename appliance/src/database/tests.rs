@@ -208,6 +208,23 @@ fn failed_write_is_final() {
 }
 
 #[test]
+fn what_a_newer_vbr_wrote_is_refused_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("database");
+    drop(Database::open(&path, MEMORY).unwrap());
+    {
+        let mut db = DB::open_cf(&rocksdb::Options::default(), &path, cf::ALL).unwrap();
+        db.create_cf("invented_later", &rocksdb::Options::default()).unwrap();
+        db.put_cf(db.cf_handle("invented_later").unwrap(), b"a", b"1").unwrap();
+    }
+    let error = Database::open(&path, MEMORY).err().unwrap();
+    assert!(error.to_string().contains("another version of vbr"), "{error}");
+    assert!(aside(dir.path()).is_empty());
+    let columns = DB::list_cf(&rocksdb::Options::default(), &path).unwrap();
+    assert!(columns.contains(&"invented_later".to_owned()), "{columns:?}");
+}
+
+#[test]
 fn prefix_ends() {
     assert_eq!(prefix_end(b"ab"), Some(b"ac".to_vec()));
     assert_eq!(prefix_end(b"a\xff"), Some(b"b".to_vec()));

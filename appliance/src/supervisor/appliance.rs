@@ -40,7 +40,7 @@ use crate::repository::datastore::Datastores;
 use crate::repository::source::SourceRepository;
 use crate::schedule::resources::Bounds;
 use crate::telemetry::logs::LogHandle;
-use crate::wire::{Incoming, TransportKind, Wire, WireConfig};
+use crate::wire::{Dialect, Incoming, TransportKind, Wire, WireConfig};
 use crate::worker::Workers;
 
 /// A running vbrd.
@@ -73,7 +73,7 @@ impl Appliance {
         let opening = config.clone();
         let stores = blocking("opening the stores", move || open_stores(state, &opening)).await?;
         let (wire, incoming) =
-            Wire::start(wire_config(&config, &stores), wire_tasks.clone(), wire_stop.clone())
+            Wire::start(wire_config(&config, &stores)?, wire_tasks.clone(), wire_stop.clone())
                 .await
                 .map_err(|e| e.problem("start the wire"))?;
         let warmings = stores.warmings(&tasks, &stop);
@@ -379,9 +379,9 @@ pub(super) fn lock(config: &std::sync::Mutex<Config>) -> std::sync::MutexGuard<'
     config.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn wire_config(config: &Config, stores: &Stores) -> WireConfig {
+fn wire_config(config: &Config, stores: &Stores) -> Result<WireConfig, Problem> {
     let state = &stores.state;
-    WireConfig {
+    Ok(WireConfig {
         key_file: state.join("key"),
         peers_file: state.join("peers.json"),
         domains_file: state.join("domains.json"),
@@ -396,5 +396,6 @@ fn wire_config(config: &Config, stores: &Stores) -> WireConfig {
         rate_bps: config.wire.rate_bps,
         throttle: stores.throttle.all(),
         advertise: config.wire.advertise.clone(),
-    }
+        dialect: Dialect::from_environment()?,
+    })
 }

@@ -1,7 +1,7 @@
 //! Metrics: the site's status in Prometheus' text format.
 //!
 //! Pure: what `status`, `job list` and `cache stats` say, as numbers for a monitoring system. Names, units and
-//! meaning are in `docs/operations.md`; a name is never given another meaning. Not its job: serving
+//! meaning are in `docs/monitoring.md`; a name is never given another meaning. Not its job: serving
 //! (`control::metrics`), deciding what is wrong (the parts that give warnings).
 
 use std::fmt::{Display, Write};
@@ -296,13 +296,17 @@ mod tests {
     /// What the administrator reads is what there is.
     #[test]
     fn the_documentation_names_each_of_them() {
-        let docs = include_str!("../../../docs/operations.md");
+        let docs = include_str!("../../../docs/monitoring.md");
         let source = include_str!("metrics.rs").split("#[cfg(test)]").next().unwrap();
         let names: Vec<&str> =
             source.split('"').filter(|word| word.starts_with("vbr_") && !word.contains(' ')).collect();
         assert!(names.len() > 20);
+        // Nor does an alert ask for what does not exist.
+        for word in docs.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+            assert!(!word.starts_with("vbr_") || names.contains(&word), "{word} is no metric");
+        }
         for name in names {
-            assert!(docs.contains(&format!("`{name}`")), "{name} is not in docs/operations.md");
+            assert!(docs.contains(&format!("`{name}`")), "{name} is not in docs/monitoring.md");
         }
     }
 }

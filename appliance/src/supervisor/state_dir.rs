@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::state_format;
 use crate::error::Problem;
 
 /// The state directory, locked for as long as this lives.
@@ -19,6 +20,8 @@ impl StateDir {
     /// Makes `path` (0700) where it is missing and takes it.
     pub fn open(path: &Path) -> Result<Self, Problem> {
         private_dir(path, "the state directory")?;
+        // Before the lock is made or written to: what a newer vbrd left is not touched at all.
+        state_format::check(path)?;
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new()
             .create(true)
@@ -46,6 +49,7 @@ impl StateDir {
         // The number is for people; the lock is what counts.
         drop(lock.set_len(0));
         drop(writeln!(lock, "{}", std::process::id()));
+        state_format::enter(path)?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
@@ -86,8 +90,18 @@ mod tests {
         assert_eq!(problem.code, "conflict");
         assert!(problem.why.contains(&std::process::id().to_string()), "{problem}");
         assert_eq!(first.join("key"), path.join("key"));
+        assert!(path.join("format.json").exists());
         drop(first);
         StateDir::open(&path).map(drop).expect("free again");
+    }
+
+    #[test]
+    fn what_a_newer_vbrd_left_is_not_touched() {
+        let dir = tempfile::tempdir().expect("dir");
+        std::fs::write(dir.path().join("format.json"), r#"{"format":4000}"#).expect("written");
+        let problem = StateDir::open(dir.path()).map(drop).expect_err("newer");
+        assert_eq!(problem.code, "newer_state");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 1, "not even a lock is made");
     }
 
     #[test]

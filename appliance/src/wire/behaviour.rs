@@ -26,7 +26,7 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::sync::oneshot;
 
 use super::gate::{Admission, Gate};
-use super::{CONTROL_PROTOCOL, DATA_PROTOCOL, PAIR_PROTOCOL};
+use super::{DATA_PROTOCOL, Dialect, PAIR_PROTOCOL};
 
 /// Inbound streams of one connection that the swarm task has not taken yet.
 const INBOUND_MAX: usize = 8;
@@ -167,9 +167,10 @@ impl ConnectionHandler for Handler {
     type OutboundOpenInfo = OpenReply;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Protocols> {
-        let mut offered = Vec::with_capacity(3);
+        let mut offered = Vec::new();
         if self.admission == Admission::Paired {
-            offered.extend([CONTROL_PROTOCOL, DATA_PROTOCOL]);
+            offered.extend(Dialect::accepted());
+            offered.push(DATA_PROTOCOL);
         }
         if self.gate.is_inviting() {
             offered.push(PAIR_PROTOCOL);

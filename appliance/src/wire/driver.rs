@@ -32,7 +32,7 @@ use super::state::{Links, Shared};
 use super::stream::Hello;
 use super::throttling::Throttling;
 use super::transport::Sockets;
-use super::{CONTROL_PROTOCOL, DATA_PROTOCOL, Incoming, PAIR_PROTOCOL, pair};
+use super::{DATA_PROTOCOL, Incoming, PAIR_PROTOCOL, pair};
 use crate::limits::PEERS_MAX;
 use crate::throttle::{Rule, SharedBucket};
 
@@ -285,7 +285,8 @@ impl Driver {
             extra: self.is_extra(&peer, id),
             counters: counters.clone(),
             bundles,
-            hello: Hello::new(&self.parts.site),
+            hello: Hello::new(&self.parts.site, &self.parts.gate.dialect),
+            dialect: self.parts.gate.dialect,
             book: self.parts.gate.book.clone(),
             incoming: self.parts.incoming.clone(),
             driver: self.parts.orders.clone(),
@@ -323,9 +324,13 @@ impl Driver {
         let Inbound { peer, connection, protocol, stream } = inbound;
         let Some(known) = self.connections.get_mut(&connection) else { return };
         let tracker = &self.parts.tracker;
-        if protocol == CONTROL_PROTOCOL && known.paired && !known.context.dialled && !known.started {
+        let waits = known.paired && !known.context.dialled && !known.started;
+        if waits && protocol == self.parts.gate.dialect.control() {
             known.started = true;
             tracker.spawn(link::run(known.context.clone(), Some(stream)));
+        } else if waits && let Some(why) = self.parts.gate.dialect.refusal(&protocol) {
+            known.started = true;
+            tracker.spawn(link::refuse(known.context.clone(), stream, why));
         } else if protocol == DATA_PROTOCOL && known.paired {
             tracker.spawn(link::accept_data(known.context.clone(), stream));
         } else if protocol == PAIR_PROTOCOL && self.pairings.load(Ordering::Relaxed) < PAIRINGS_MAX {

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use libp2p::PeerId;
 
+use super::dialect::Dialect;
 use super::invite::Invitations;
 use super::peers::PeerBook;
 
@@ -27,6 +28,8 @@ pub struct Gate {
     pub book: Arc<PeerBook>,
     /// Which invitations are open.
     pub invitations: Invitations,
+    /// What this site speaks.
+    pub dialect: Dialect,
 }
 
 impl Gate {

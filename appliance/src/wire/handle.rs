@@ -3,7 +3,6 @@
 //! Owns nothing that changes: it reads the peer book and what the swarm task publishes, and sends
 //! the swarm task orders.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +23,7 @@ use super::link::Link;
 use super::message::{Request, Response};
 use super::peers::{PeerBook, PeerRecord};
 use super::rotation::RotationFiles;
+use super::settings::WireConfig;
 use super::start::{listen, load_key, parse};
 use super::state::{Links, Shared};
 use super::transport::{self, Sockets, resolve};
@@ -43,43 +43,6 @@ const JOIN_DIAL: Duration = Duration::from_secs(20);
 const ORDERS_MAX: usize = 256;
 /// Sessions and requests that wait for the site.
 const INCOMING_MAX: usize = 64;
-
-/// Which transport this site listens with. It dials whatever an address says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TransportKind {
-    /// TCP + Noise + Yamux with BBR.
-    #[default]
-    Tcp,
-    /// QUIC: TCP addresses in `listen` mean the same UDP port.
-    Quic,
-}
-
-/// What the wire needs to know.
-#[derive(Clone, Debug)]
-pub struct WireConfig {
-    /// The identity; made when missing.
-    pub key_file: PathBuf,
-    /// The peer book.
-    pub peers_file: PathBuf,
-    /// The domains' keys.
-    pub domains_file: PathBuf,
-    /// This site's name.
-    pub site_name: String,
-    /// Multiaddrs to listen on.
-    pub listen: Vec<String>,
-    /// How to listen.
-    pub transport: TransportKind,
-    /// BBR where the kernel has it; false: the system's congestion control.
-    pub bbr: bool,
-    /// Most connections to one peer that carry sessions.
-    pub connections: usize,
-    /// Bits a second on the wire for all connections together.
-    pub rate_bps: Option<u64>,
-    /// Throttling rules, in force from the first connection on.
-    pub throttle: Vec<Rule>,
-    /// Multiaddrs that codes carry before those of the listeners: a public name, a forwarded port.
-    pub advertise: Vec<String>,
-}
 
 /// See the module. Clones are the same wire.
 #[derive(Clone)]
@@ -116,7 +79,11 @@ impl Wire {
         .await?;
         let own = key.public().to_peer_id();
         let advertise = config.advertise.iter().map(|a| parse(a)).collect::<Result<_, _>>()?;
-        let gate = Arc::new(Gate { book: Arc::new(book), invitations: Invitations::default() });
+        let gate = Arc::new(Gate {
+            book: Arc::new(book),
+            invitations: Invitations::default(),
+            dialect: config.dialect,
+        });
         let sockets = Arc::new(Sockets::new(config.bbr));
         let transport = transport::build(&key, sockets.clone())
             .map_err(|error| Problem::new("internal", "start the wire", error.to_string(), "report this"))?;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use libp2p::PeerId;
+use libp2p::core::upgrade::NegotiationError;
 use libp2p::swarm::{ConnectionId, Stream, StreamProtocol};
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -29,12 +30,15 @@ use super::message::{Request, Response, pack};
 use super::mux::Mux;
 use super::peers::PeerBook;
 use super::scheduler::Outgoing;
-use super::stream::{FrameReader, Hello, Outbox, hear_hello, say_hello};
-use super::{CONTROL_PROTOCOL, DATA_PROTOCOL, Incoming, WireError};
+use super::stream::{FrameReader, Hello, Outbox, StreamError, hear_hello, say_hello, write_one};
+use super::{DATA_PROTOCOL, Dialect, Incoming, WireError};
 use crate::limits::CONTROL_BYTES_MAX;
 
 /// An answer comes within this.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A peer of another major is disconnected after this at the latest.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Io = Compat<Stream>;
 
@@ -54,6 +58,8 @@ pub struct Context {
     pub bundles: Arc<Bundles>,
     /// Our Hello.
     pub hello: Hello,
+    /// What this site speaks.
+    pub dialect: Dialect,
     /// Who is paired.
     pub book: Arc<PeerBook>,
     /// Where sessions and requests of the peer go.
@@ -103,6 +109,8 @@ pub struct Link {
     pub since: Instant,
     /// Capabilities of both sides.
     pub capabilities: u64,
+    /// The peer's version of vbr.
+    pub software: String,
     mux: Arc<Mux>,
     requests: Requests,
 }
@@ -210,14 +218,18 @@ async fn drive(context: &Arc<Context>, inbound: Option<Stream>) -> Result<(), St
     let opened = inbound.is_none();
     let stream = match inbound {
         Some(stream) => stream,
-        None => context.open_stream(CONTROL_PROTOCOL).await?,
+        None => context.open_stream(context.dialect.control()).await?,
     };
     let (mut reader, mut writer) = split(stream);
     let hello = match opened {
         true => say_hello(&mut reader, &mut writer, &context.hello).await,
         false => hear_hello(&mut reader, &mut writer, &context.hello).await,
     };
-    let hello = hello.map_err(|error| format!("no hello: {error}"))?;
+    let hello = hello.map_err(|error| match error {
+        StreamError::Foreign(theirs) => context.dialect.refused(Some(&theirs.software)),
+        StreamError::Io(error) if is_not_offered(&error) => context.dialect.refused(None),
+        error => format!("no hello: {error}"),
+    })?;
     tracing::debug!(peer = %context.peer, site = %hello.site, software = %hello.software, "hello");
 
     let mux = open_data(context).await?;
@@ -226,7 +238,8 @@ async fn drive(context: &Arc<Context>, inbound: Option<Stream>) -> Result<(), St
     let (requests, pending) = Requests::new(outbox.clone(), first);
     let capabilities = context.hello.shared(&hello);
     let since = Instant::now();
-    let link = Link { context: context.clone(), since, capabilities, mux: mux.clone(), requests };
+    let software = hello.software;
+    let link = Link { context: context.clone(), since, capabilities, software, mux: mux.clone(), requests };
     let up = context.driver.send(Order::LinkUp(Arc::new(link))).await;
     up.map_err(|_| "vbrd is stopping".to_owned())?;
 
@@ -235,6 +248,28 @@ async fn drive(context: &Arc<Context>, inbound: Option<Stream>) -> Result<(), St
     mux.kill(&context.lost());
     outbox.kill();
     Ok(())
+}
+
+/// True where the other side does not take the protocol of a stream: with lazy negotiation the first read says so.
+fn is_not_offered(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<NegotiationError>());
+    matches!(inner, Some(NegotiationError::Failed))
+}
+
+/// Answers a control stream of another major, so that its opener can say why there is no link.
+pub async fn refuse(context: Arc<Context>, stream: Stream, why: String) {
+    // Whoever hangs up first: that is the reason.
+    let _ = context.why.set(why);
+    let (mut reader, mut writer) = split(stream);
+    let answer = async {
+        let _ = reader.read().await;
+        let _ = write_one(&mut writer, 0, kind::HELLO, &pack(&context.hello)).await;
+        // The opener hangs up when it has read that; closing first could cut it short.
+        let _ = reader.read().await;
+    };
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, answer).await;
+    context.fail(context.reason());
+    let _ = context.driver.send(Order::LinkDown { connection: context.connection }).await;
 }
 
 /// Opens our data stream; its tasks end the link when they fail.

@@ -33,7 +33,9 @@
 //! | `/vbr/pair/1` | one, opened by the joiner, then the connection is closed | pairing |
 //!
 //! The id carries the major version. Minor version and capability bits go in the Hello; a capability
-//! counts where both sides set it. Records are postcard.
+//! counts where both sides set it. Records are postcard. Whoever gets a control stream of another major
+//! answers with its own HELLO instead of HELLO_ACK and closes: either side can say then why there is no
+//! link ([`dialect`](Dialect)).
 //!
 //! | minor | capability | adds |
 //! |---|---|---|
@@ -161,6 +163,7 @@ mod behaviour;
 mod bundle;
 pub mod channel;
 mod control;
+mod dialect;
 mod dialling;
 mod driver;
 mod encoding;
@@ -181,6 +184,7 @@ mod probe;
 mod requests;
 mod rotation;
 pub mod scheduler;
+mod settings;
 pub mod site_requests;
 mod spread;
 mod start;
@@ -199,14 +203,15 @@ use tokio::sync::oneshot;
 
 pub use accounting::ChannelCounters;
 pub use channel::{SessionChannel, SessionReceiver, SessionSender};
-pub use handle::{TransportKind, Wire, WireConfig};
+pub use dialect::Dialect;
+pub use handle::Wire;
 pub use peers::{MANAGE, PeerRecord, write_private};
 pub use rotation::{RotationState, identity_of, is_rotating};
+pub use settings::{TransportKind, WireConfig};
 
 use crate::error::Problem;
 use message::{Request, Response};
 
-const CONTROL_PROTOCOL: StreamProtocol = StreamProtocol::new("/vbr/control/1");
 const DATA_PROTOCOL: StreamProtocol = StreamProtocol::new("/vbr/data/1");
 const PAIR_PROTOCOL: StreamProtocol = StreamProtocol::new("/vbr/pair/1");
 

@@ -11,8 +11,8 @@ use libp2p::identity::Keypair;
 use libp2p::swarm::{Swarm, SwarmEvent};
 
 use super::driver::{Behaviours, BehavioursEvent};
-use super::handle::{TransportKind, WireConfig};
 use super::peers::write_private;
+use super::settings::{TransportKind, WireConfig};
 use super::state::Shared;
 use super::transport::as_quic;
 use crate::error::Problem;

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::accounting::{ConnectionCounters, Share};
+use super::dialect::Dialect;
 use super::frame::{FLAG_FIRST, FrameError, HEADER_BYTES, Header, kind};
 use super::message::{pack, unpack};
 use super::order::PieceQueue;
@@ -48,6 +49,9 @@ pub enum StreamError {
     /// No Hello, or no answer to ours.
     #[error("the peer did not say hello within {} s", HELLO_TIMEOUT.as_secs())]
     Silent,
+    /// It said hello in the place of an answer: our protocol is of another major than its own.
+    #[error("the peer (vbr {}) speaks another version of the protocol", .0.software)]
+    Foreign(Hello),
     /// Our own queue is full of answers that the peer does not read.
     #[error("the peer does not read its answers")]
     Clogged,
@@ -71,9 +75,10 @@ pub struct Hello {
 
 impl Hello {
     /// Ours.
-    pub fn new(site: &str) -> Self {
+    pub fn new(site: &str, dialect: &Dialect) -> Self {
         let software = env!("CARGO_PKG_VERSION").to_owned();
-        Self { minor: 1, capabilities: super::capability::ALL, site: site.to_owned(), software }
+        let (minor, capabilities) = (dialect.minor(), dialect.capabilities());
+        Self { minor, capabilities, site: site.to_owned(), software }
     }
 
     /// The capabilities of both sides.
@@ -110,14 +115,20 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// A frame that must be of this type and whole, with a body of at most `max` bytes.
     pub async fn expect(&mut self, kind: u8, max: usize) -> Result<Bytes, StreamError> {
+        Ok(self.first(&[kind], max).await?.1)
+    }
+
+    /// The same of several types.
+    async fn first(&mut self, kinds: &[u8], max: usize) -> Result<(Header, Bytes), StreamError> {
         let (header, body) = self.read().await?;
-        if header.kind != kind || header.channel != 0 || !header.is_first() || header.has_more() {
-            return Err(FrameError::Place { kind: header.kind, channel: header.channel }.into());
+        let kind = header.kind;
+        if !kinds.contains(&kind) || header.channel != 0 || !header.is_first() || header.has_more() {
+            return Err(FrameError::Place { kind, channel: header.channel }.into());
         }
         if body.len() > max {
             return Err(FrameError::Length { kind, length: header.length, max }.into());
         }
-        Ok(body)
+        Ok((header, body))
     }
 }
 
@@ -149,8 +160,9 @@ where
 {
     within(async {
         write_one(writer, 0, kind::HELLO, &pack(own)).await?;
-        let body = reader.expect(kind::HELLO_ACK, HELLO_BYTES_MAX).await?;
-        Ok(unpack(kind::HELLO_ACK, &body)?)
+        let (header, body) = reader.first(&[kind::HELLO_ACK, kind::HELLO], HELLO_BYTES_MAX).await?;
+        let hello = unpack(header.kind, &body)?;
+        if header.kind == kind::HELLO { Err(StreamError::Foreign(hello)) } else { Ok(hello) }
     })
     .await
 }

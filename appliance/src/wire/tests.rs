@@ -40,6 +40,7 @@ fn config(dir: &Path, name: &str, listen: &str) -> WireConfig {
         rate_bps: None,
         throttle: Vec::new(),
         advertise: Vec::new(),
+        dialect: Dialect::default(),
     }
 }
 
@@ -556,6 +557,7 @@ async fn of_two_links_one_stays() {
 }
 
 mod bundles;
+mod versions;
 
 mod in_memory {
     use std::sync::Arc;
@@ -563,6 +565,7 @@ mod in_memory {
     use proptest::prelude::*;
     use tokio::io::AsyncWriteExt;
 
+    use super::super::Dialect;
     use super::super::accounting::ConnectionCounters;
     use super::super::frame::{FLAG_FIRST, Header};
     use super::super::mux::Mux;
@@ -578,9 +581,15 @@ mod in_memory {
             };
             let greet = async {
                 let (reader, mut writer) = tokio::io::split(&mut theirs);
-                say_hello(&mut FrameReader::new(reader), &mut writer, &Hello::new("them")).await.unwrap();
+                say_hello(
+                    &mut FrameReader::new(reader),
+                    &mut writer,
+                    &Hello::new("them", &Dialect::default()),
+                )
+                .await
+                .unwrap();
             };
-            let own = Hello::new("us");
+            let own = Hello::new("us", &Dialect::default());
             let (_, heard) = tokio::join!(greet, hear_hello(&mut reader, &mut writer, &own));
             assert_eq!(heard.unwrap().site, "them");
             theirs.write_all(&bytes).await.unwrap();
@@ -645,7 +654,7 @@ mod in_memory {
     async fn a_peer_that_says_nothing_is_given_up() {
         let (_theirs, ours) = tokio::io::duplex(1024);
         let (reader, mut writer) = tokio::io::split(ours);
-        let own = Hello::new("us");
+        let own = Hello::new("us", &Dialect::default());
         let end = say_hello(&mut FrameReader::new(reader), &mut writer, &own).await;
         assert!(end.unwrap_err().to_string().contains("hello"));
     }

@@ -72,6 +72,7 @@ impl Wire {
             peer_id: entry.peer_id.clone(),
             addresses: entry.addresses.clone(),
             connected: link.is_some(),
+            software: link.as_ref().map(|link| link.software.clone()),
             transport: link.as_ref().map(|_| transport.to_owned()),
             congestion_control: probe.and_then(|probe| probe.congestion()),
             rtt_ms: counters.and_then(|counters| counters.rtt()).map(|rtt| rtt.as_millis() as u64),

@@ -11,6 +11,7 @@ pub mod job;
 pub mod man;
 pub mod notify;
 pub mod peer;
+pub mod reference;
 pub mod replica;
 pub mod repository;
 pub mod restore_point;
@@ -53,6 +54,7 @@ pub async fn run(context: &Context, noun: Noun) -> Result<Exit, Failure> {
         Noun::Config(command) => command.run(context).await,
         Noun::Completion(command) => command.run(context),
         Noun::Man(command) => command.run(),
+        Noun::Reference(command) => command.run(),
     }
 }
 

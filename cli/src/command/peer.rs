@@ -272,6 +272,7 @@ fn facts(peer: &Peer, view: &View) -> String {
         .add("Peer", peer.name.as_str())
         .add("Peer ID", peer.peer_id.as_str())
         .add("Link", if peer.connected { "up" } else { "down" })
+        .add_some("Version", peer.software.as_ref().map(|version| format!("vbr {version}")))
         .add("Transport", transport(peer))
         .add_some("Round trip", peer.rtt_ms.map(|ms| format!("{ms} ms")))
         .add_some(

@@ -15,7 +15,7 @@ use super::super::frame::{HEADER_BYTES, kind};
 use super::super::mux::Mux;
 use super::super::scheduler::Outgoing;
 use super::super::stream::{FrameReader, Hello, hear_hello, say_hello};
-use super::super::{SessionChannel, SessionReceiver, SessionSender, WireError};
+use super::super::{Dialect, SessionChannel, SessionReceiver, SessionSender, WireError};
 use super::{batch, small};
 
 const NAME: [u8; 16] = [7; 16];
@@ -38,7 +38,7 @@ impl End {
 async fn run(io: DuplexStream, bundles: Arc<Bundles>, sessions: Option<mpsc::Sender<SessionChannel>>) -> End {
     let (reader, mut writer) = tokio::io::split(io);
     let mut reader = FrameReader::new(reader);
-    let own = Hello::new("here");
+    let own = Hello::new("here", &Dialect::default());
     match &sessions {
         None => say_hello(&mut reader, &mut writer, &own).await.unwrap(),
         Some(_) => hear_hello(&mut reader, &mut writer, &own).await.unwrap(),
@@ -280,7 +280,7 @@ async fn golden_open_and_join() {
 
 #[test]
 fn an_older_peer_is_never_sent_a_bundle() {
-    let (new, mut old) = (Hello::new("here"), Hello::new("there"));
+    let (new, mut old) = (Hello::new("here", &Dialect::default()), Hello::new("there", &Dialect::default()));
     assert!(new.shared(&old) & BUNDLES != 0);
     // What version 0.1 says.
     old.capabilities = 0;
