@@ -91,7 +91,7 @@ audit: build ## licences, sources and bans of all dependencies; advisories where
 
 .PHONY: docs
 docs: build ## writes docs/commands.md from the definitions of the commands
-	$(BIN)/vbrctl reference > docs/commands.md
+	$(BIN)/vbrctl reference > docs/commands.md.new && mv docs/commands.md.new docs/commands.md
 
 .PHONY: clean
 clean: ## removes build products of this workspace (RocksDB included)
