@@ -168,7 +168,7 @@ impl System {
 
     /// The latest restore point verifies and exports byte for byte as the source's disk.
     fn prove(&self) -> Result<()> {
-        let out = "/root/web.raw";
+        let out = "/srv/web.raw";
         self.dr.run(&["vbrctl", "restore-point", "verify", "web@latest"])?;
         self.dr.run(&["vbrctl", "restore-point", "export", "web@latest", "--disk", "0", out])?;
         let out = self.dr.path(out);

@@ -19,8 +19,12 @@ pub const RAISED: &str = "/srv/playground/raised";
 pub const OTHERS_STATE: &str = "/var/lib/other/secret";
 /// A file in the machine's /tmp.
 pub const SHARED_TMP: &str = "/tmp/shared";
-/// A file in somebody's home, open to all.
-pub const HOME: &str = "/home/somebody/secret";
+/// Where homes are.
+pub const HOMES: &str = "/home";
+/// A file there, open to all.
+pub fn in_homes() -> String {
+    format!("{HOMES}/secret")
+}
 /// Where the datastore of the shipped drop-in would be.
 pub const DATASTORE: &str = "/srv/vbr";
 
@@ -49,7 +53,7 @@ pub const ATTEMPTS: &[Attempt] = &[
         name: "write-others-state",
         run: || OpenOptions::new().append(true).open(OTHERS_STATE).map(drop),
     },
-    Attempt { name: "read-home", run: || open(HOME) },
+    Attempt { name: "read-home", run: || open(&in_homes()) },
     Attempt { name: "shared-tmp", run: || open(SHARED_TMP) },
     Attempt { name: "kernel-setting", run: || append("/proc/sys/net/ipv4/ip_forward") },
     Attempt { name: "cgroup", run: cgroup },

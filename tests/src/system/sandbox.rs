@@ -152,11 +152,10 @@ fn playground(machine: &Machine, program: &Path) -> Result<()> {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
             .with_context(|| format!("opening {inside}"))
     };
-    for directory in [probe::PLAYGROUND, probe::DATASTORE, "/var/lib/other", "/home/somebody", "/usr/libexec"]
-    {
+    for directory in [probe::PLAYGROUND, probe::DATASTORE, "/var/lib/other", probe::HOMES, "/usr/libexec"] {
         std::fs::create_dir_all(machine.path(directory))?;
     }
-    for file in [probe::OTHERS_STATE, probe::HOME, probe::SHARED_TMP] {
+    for file in [probe::OTHERS_STATE, &probe::in_homes(), probe::SHARED_TMP] {
         machine.write(file, "secret\n")?;
         mode(file, 0o666)?;
     }

@@ -29,7 +29,7 @@ pub fn walk(package: &Package) -> Result<()> {
         branch.run(&["vbrctl", "job", "plan", "web"]).map(drop)
     })?;
     system.step("job run web --wait: the first, a disk of 64 MiB", || run(&system))?;
-    disk::write_random(&branch.path(DISK), 8 * MIB, MIB, 99)?;
+    disk::write_random(&branch.path(DISK), 8 * MIB, MIB, 9)?;
     system.step("job run web --wait: the second, 1 MiB changed", || run(&system))?;
     system.step("replica list, restore-point list, verify", || {
         let replicas = dr.run(&["vbrctl", "replica", "list"])?;
