@@ -123,7 +123,7 @@ fn a_restart_of_vbrd_goes_on_with_the_moment_that_the_vm_holds() -> Result<()> {
     let moment = live.world.keep(&live.held[0], "moment")?;
     let data = live.world.keep(&live.held[1], "moment")?;
     // Slow enough to be cut in the middle.
-    live.world.source.ok(&["job", "edit", "web", "--rate", "16kbit"])?;
+    live.world.source.ok(&["job", "edit", "web", "--rate", "64kbit"])?;
     let begun = live.world.run_in_background("web")?;
     let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {

@@ -4,11 +4,13 @@
 //! leads out. The kernel does the same in one call (`openat2`), which a sandbox that forbids set-user-ID files denies as a
 //! whole (`RestrictSUIDSGID=` of systemd), because its flags cannot be seen there.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, openat, statat};
+use rustix::io::Errno;
 
 /// Opens `relative` beneath `directory`; a link anywhere in it, `..` and absolute paths are errors.
 pub fn open(directory: impl AsFd, relative: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
@@ -28,16 +30,27 @@ pub fn open(directory: impl AsFd, relative: &Path, flags: OFlags, mode: Mode) ->
     let last = names.pop().unwrap_or(".".as_ref());
     let mut above: Option<OwnedFd> = None;
     for name in names {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         above = Some(match &above {
-            Some(above) => openat(above, name, flags, Mode::empty())?,
-            None => openat(&directory, name, flags, Mode::empty())?,
+            Some(above) => enter(above, name)?,
+            None => enter(&directory, name)?,
         });
     }
     let flags = flags | OFlags::NOFOLLOW;
     Ok(match &above {
         Some(above) => openat(above, last, flags, mode)?,
         None => openat(&directory, last, flags, mode)?,
+    })
+}
+
+/// A directory in a directory. A link is `ELOOP`, as where the last component is one.
+fn enter(above: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(&above, name, flags, Mode::empty()).map_err(|errno| {
+        let is_link = || {
+            statat(&above, name, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_symlink())
+        };
+        if errno == Errno::NOTDIR && is_link() { Errno::LOOP.into() } else { errno.into() }
     })
 }
 
@@ -75,6 +88,10 @@ mod tests {
             ["link/secret", "file", "../outside/secret", "a/../../outside/secret", "a/near/deep", "a/b/none"]
         {
             assert!(read(&handle, wrong).is_err(), "{wrong} was opened");
+        }
+        for link in ["link/secret", "file", "a/near/deep"] {
+            let error = read(&handle, link).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ELOOP), "{link}: {error}");
         }
         let absolute = outside.join("secret");
         assert!(read(&handle, absolute.to_str().unwrap()).is_err());
