@@ -205,6 +205,11 @@ fn restore_points_of_a_guest_that_never_stops_writing() -> Result<()> {
             > after
     );
     vm.kill()?;
+    let log = world.source.log();
+    let pauses: Vec<&str> =
+        log.split("pause_ms=").skip(1).filter_map(|rest| rest.split_whitespace().next()).collect();
+    ensure!(pauses.len() == 4, "each snapshot tells how long the guest stood still: {pauses:?}");
+    println!("the guest stood still for {} ms", pauses.join(", "));
     for (point, durable) in [&points[0], &points[3]] {
         let out = world.path(&format!("{point}.raw"));
         let name = format!("web@{point}");
