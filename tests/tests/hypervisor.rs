@@ -113,6 +113,42 @@ fn increments_read_what_was_written_and_nothing_else() -> Result<()> {
     live.prove()
 }
 
+/// The disks of a VM change places: each has a record of its own changes, and the other's restore point.
+#[test]
+fn disks_that_change_places_are_compared_whole() -> Result<()> {
+    let world = World::paired(&WorldSpec::default())?;
+    let (vms, images) = (world.path("vms"), [world.path("a.qcow2"), world.path("b.qcow2")]);
+    for (seed, image) in images.iter().enumerate() {
+        let raw = world.path("fresh.raw");
+        disk::random(&raw, 24 * MIB, seed as u64)?;
+        disk::to_qcow2(&raw, image)?;
+    }
+    let disks = images.map(|path| VmDisk { path, format: "qcow2" });
+    let mut vm = Vm::start(&vms, "web", &disks)?;
+    let directory = vms.display().to_string();
+    world.source.ok(&["host", "add", "lab", "--driver", "qemu", "--directory", &directory])?;
+    world.source.ok(&["job", "create", "web", "--vm", "lab/web", "--target", "dr", "--keep", "14"])?;
+    world.run("web")?;
+    ensure!(world.run("web")?.tracked, "qcow2 has records");
+    vm.quit()?;
+    let [a, b] = disks;
+    let vm = Vm::start(&vms, "web", &[b.clone(), a.clone()])?;
+    let session = world.run("web")?;
+    let why = session.full_read_reason.clone().unwrap_or_default();
+    ensure!(!session.tracked && why.contains("the same disk"), "{session:?}");
+    drop(vm);
+    let expected = [&b, &a].map(|disk| -> Result<PathBuf> {
+        let raw = disk.path.with_extension("raw");
+        run(
+            "qemu-img",
+            ["convert", "-O", "raw", &disk.path.display().to_string(), &raw.display().to_string()],
+        )?;
+        Ok(raw)
+    });
+    let [first, second] = expected;
+    world.prove_latest("web", &[&first?, &second?])
+}
+
 #[test]
 fn a_restart_of_vbrd_goes_on_with_the_moment_that_the_vm_holds() -> Result<()> {
     let live = Live::new()?;

@@ -67,8 +67,7 @@ pub async fn find_base(
     let stored = repository.load(job).ok().flatten();
     if let Some(stored) = stored.filter(|stored| describes(&stored.tables, latest)) {
         if pages_complete(repository, job, &stored.tables) {
-            let base =
-                Base { point: latest.point.clone(), session: latest.session.clone(), tables: stored.tables };
+            let base = base_of(latest, stored.tables, stored.disk_paths);
             return Ok(FoundBase { base: Some(base), mode: "incremental" });
         }
         tracing::warn!(job, "the repository is damaged; it is rebuilt from the target");
@@ -77,13 +76,16 @@ pub async fn find_base(
         && describes(&provisional.tables, latest)
     {
         repository.promote(job, &latest.session, &latest.point).map_err(|e| damaged(job, &e.to_string()))?;
-        let base =
-            Base { point: latest.point.clone(), session: latest.session.clone(), tables: provisional.tables };
+        let base = base_of(latest, provisional.tables, provisional.disk_paths);
         return Ok(FoundBase { base: Some(base), mode: "incremental" });
     }
     let (tables, _) = fetch(wire, peer, names, repository, latest).await?;
-    let base = Base { point: latest.point.clone(), session: latest.session.clone(), tables };
+    let base = base_of(latest, tables, Vec::new());
     Ok(FoundBase { base: Some(base), mode: "full-compare" })
+}
+
+fn base_of(latest: &SealedState, tables: Vec<PageTable>, disk_paths: Vec<String>) -> Base {
+    Base { point: latest.point.clone(), session: latest.session.clone(), disk_paths, tables }
 }
 
 /// True where tables have the lengths and roots of a sealed point.

@@ -60,6 +60,8 @@ pub struct Base {
     pub point: String,
     /// The session that sealed it.
     pub session: String,
+    /// The disks that it shows, by path; empty where that is not known.
+    pub disk_paths: Vec<String>,
     /// Its page tables, by disk.
     pub tables: Vec<PageTable>,
 }

@@ -35,6 +35,10 @@ impl Driver {
                 let doubt = match old {
                     None => "there is no restore point to build on",
                     _ if record.is_none() => "the host has no record of changes since the last restore point",
+                    // A VM's disks may have changed places: the record would be of another one.
+                    Some((base, _)) if base.disk_paths.get(n) != Some(&disk.spec.path) => {
+                        "it is not known to be the same disk as in the last restore point"
+                    }
                     Some((_, table)) if table.disk_len() != disk.reader.len() => "the disk has another size",
                     _ if self.spec.free_space != FreeSpace::Keep => {
                         "its free space is looked for, which changes without being written to"

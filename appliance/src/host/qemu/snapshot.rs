@@ -213,13 +213,16 @@ pub(super) fn go_on_recording(monitor: &mut Qmp) -> Result<(), QmpError> {
                 bitmap.recording && !bitmap.inconsistent && bitmap.owner().map(|owner| owner.0) == job
             });
             let since: Vec<&str> = since.map(|bitmap| bitmap.name.as_str()).collect();
-            // Recording again first: what comes in between stands in both.
             let name = json!({ "node": node, "name": stopped.name });
+            if since.is_empty() {
+                // Nobody knows what was written since it stopped.
+                monitor.execute("block-dirty-bitmap-remove", &name)?;
+                continue;
+            }
+            // Recording again first: what comes in between stands in both.
             monitor.execute("block-dirty-bitmap-enable", &name)?;
             let merge = json!({ "node": node, "target": stopped.name, "bitmaps": since });
-            if !since.is_empty() {
-                monitor.execute("block-dirty-bitmap-merge", &merge)?;
-            }
+            monitor.execute("block-dirty-bitmap-merge", &merge)?;
         }
     }
     Ok(())

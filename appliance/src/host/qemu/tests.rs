@@ -261,3 +261,18 @@ fn a_guest_that_stands_still_for_a_killed_vbrd_goes_on() {
     assert!(!running(), "a snapshot does not start it either");
     snapshot.release(true);
 }
+
+/// A record that was stopped by nobody of ours, so that nobody knows what was written since, is none.
+#[test]
+fn a_record_with_a_gap_is_dropped() {
+    let vm = Running::start();
+    vm.host.snapshot(&vm.request("s1")).unwrap().release(true);
+    let node = snapshot::look(&mut vm.monitor()).unwrap()[0].node.clone();
+    let name = serde_json::json!({ "node": node, "name": Bitmap::name_of("web", "s1") });
+    vm.monitor().execute("block-dirty-bitmap-disable", &name).unwrap();
+    vm.write("disk0", 1, "0", "1M");
+    let second = vm.host.snapshot(&vm.request("s2")).unwrap();
+    assert_eq!(runs(&second.disks[0], "s1"), None);
+    assert_eq!(runs(&second.disks[1], "s1"), Some(Vec::new()));
+    second.release(true);
+}
