@@ -8,6 +8,7 @@
 //! Owns no state; opens nothing but the file. What a value does is the business of whoever gets it.
 //! Bounds: the file is at most [`FILE_BYTES_MAX`].
 
+mod failover;
 mod file;
 mod housekeeping;
 mod render;
@@ -19,6 +20,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use failover::{Accelerator, FailoverSection};
 pub use file::KEYS;
 #[cfg(test)]
 pub(crate) use housekeeping::parse_webhook;
@@ -227,6 +229,8 @@ pub struct Config {
     pub waits: WaitSection,
     /// `[resources]`
     pub resources: ResourceSection,
+    /// `[failover]`
+    pub failover: FailoverSection,
     /// `[scrub]`
     pub scrub: PacedSection,
     /// `[verify]`
@@ -350,7 +354,7 @@ impl Config {
     pub fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
         let sockets = |c: &Config| (c.wire.transport, c.wire.congestion, c.wire.connections);
         let wire = |c: &Config| (c.wire.listen.clone(), c.wire.advertise.clone(), sockets(c));
-        let checks: [(&'static str, bool); 19] = [
+        let checks: [(&'static str, bool); 20] = [
             ("--state", self.state != new.state),
             ("site.name", self.site != new.site),
             (WIRE_RESTARTS, wire(self) != wire(new)),
@@ -362,6 +366,7 @@ impl Config {
             ("metrics.listen", self.metrics != new.metrics),
             (WAIT_RESTARTS, self.waits != new.waits),
             ("resources", self.resources != new.resources),
+            ("failover", self.failover != new.failover),
             ("scrub", self.scrub != new.scrub),
             ("verify", self.verify != new.verify),
             ("history", self.history != new.history),

@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod database;
 pub mod error;
+pub mod failover;
 pub mod free_space;
 pub mod host;
 pub mod job;

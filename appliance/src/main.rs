@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use vbr_appliance::config::{Config, LogFormat, Overrides};
 use vbr_appliance::error::Problem;
 use vbr_appliance::limits::DRAIN_TIMEOUT;
-use vbr_appliance::supervisor::{Appliance, Service};
+use vbr_appliance::supervisor::{self, Appliance, Service};
 use vbr_appliance::telemetry::logs::{self, LogHandle};
 
 /// RocksDB, zstd and many threads: glibc's malloc kept four times the cache's size resident. It takes the
@@ -69,12 +69,20 @@ struct Args {
 enum Command {
     /// Checks the configuration and exits: 0 if it is good, 2 if not
     CheckConfig,
+    /// Becomes a VM, as its standard input says: what the unit vbr-vm@.service runs, for vbrd alone
+    #[command(hide = true)]
+    RunVm,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     // Before anything is created: nothing of ours is for others.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    if matches!(args.command, Some(Command::RunVm)) {
+        let error = supervisor::become_vm();
+        eprintln!("vbrd run-vm: {error}");
+        return ExitCode::FAILURE;
+    }
     let overrides = Overrides {
         config: args.config,
         state: args.state,
@@ -96,7 +104,7 @@ fn main() -> ExitCode {
             println!("OK");
             ExitCode::SUCCESS
         }
-        None => serve(config, &overrides),
+        Some(Command::RunVm) | None => serve(config, &overrides),
     }
 }
 

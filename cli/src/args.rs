@@ -89,6 +89,8 @@ pub enum Noun {
     #[command(subcommand)]
     RestorePoint(command::restore_point::Command),
     #[command(subcommand)]
+    Failover(command::failover::Command),
+    #[command(subcommand)]
     Throttle(command::throttle::Command),
     #[command(subcommand)]
     Task(command::task::Command),

@@ -101,6 +101,12 @@ impl Client {
         self.order(Method::POST, path, Some(body), Patience::Quick).await
     }
 
+    /// The same of what takes a while.
+    pub async fn post_json_patiently(&self, path: &str, body: &impl Serialize) -> Result<Document, Failure> {
+        let body = serde_json::to_string(body).map_err(|error| nonsense(path, &error.to_string()))?;
+        self.order(Method::POST, path, Some(body), Patience::Long).await
+    }
+
     pub async fn patch_json(&self, path: &str, body: &impl Serialize) -> Result<Document, Failure> {
         let body = serde_json::to_string(body).map_err(|error| nonsense(path, &error.to_string()))?;
         self.order(Method::PATCH, path, Some(body), Patience::Quick).await

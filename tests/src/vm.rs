@@ -35,6 +35,8 @@ pub enum Guest {
     Writes,
     /// Checks what it finds and switches off.
     Checks,
+    /// Is started by its own disk ([`guest_disk`]), checks what it finds, then writes; the power button switches it off.
+    Lives,
 }
 
 /// See the module.
@@ -86,9 +88,11 @@ impl Vm {
             "-no-reboot",
         ]);
         if let Some(guest) = self.guest {
-            let (made, mode) = (make_guest()?, if guest == Guest::Writes { "write" } else { "check" });
-            command.arg("-kernel").arg(made.join("kernel")).arg("-initrd").arg(made.join("initramfs"));
-            command.args(["-append", &format!("console=ttyS0 quiet vbr={mode}")]);
+            if guest != Guest::Lives {
+                let (made, mode) = (make_guest()?, if guest == Guest::Writes { "write" } else { "check" });
+                command.arg("-kernel").arg(made.join("kernel")).arg("-initrd").arg(made.join("initramfs"));
+                command.args(["-append", &format!("console=ttyS0 quiet vbr={mode}")]);
+            }
             command.arg("-serial").arg(format!("file:{}", self.console_file().display()));
         }
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
@@ -121,20 +125,7 @@ impl Vm {
 
     /// Waits until the guest has said a line that this finds something in.
     pub fn wait_for<T>(&self, what: &str, found: impl Fn(&str) -> Option<T>) -> Result<T> {
-        let end = Instant::now() + GUEST;
-        loop {
-            let said = self.console().unwrap_or_default();
-            if let Some(bad) =
-                said.lines().find(|line| line.contains("GUEST BAD") || line.contains("I/O error"))
-            {
-                bail!("the guest says: {bad}");
-            }
-            if let Some(found) = said.lines().rev().find_map(|line| found(line.trim())) {
-                return Ok(found);
-            }
-            ensure!(Instant::now() < end, "the guest does not say {what}: {said}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        said_last(&self.console_file(), found).with_context(|| format!("waiting until the guest says {what}"))
     }
 
     /// The newest file that is durable in the guest.
@@ -153,20 +144,7 @@ impl Vm {
 
     /// One order to the monitor, over a connection of its own.
     pub fn order(&self, command: &str, arguments: &Value) -> Result<Value> {
-        let stream = UnixStream::connect(self.socket())?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let (mut writer, mut lines) = (stream.try_clone()?, BufReader::new(stream).lines());
-        lines.next().context("no greeting")??;
-        writeln!(writer, "{}", json!({ "execute": "qmp_capabilities" }))?;
-        writeln!(writer, "{}", json!({ "execute": command, "arguments": arguments, "id": 1 }))?;
-        for line in lines {
-            let answer: Value = serde_json::from_str(&line?)?;
-            if answer["id"] == 1 {
-                ensure!(answer.get("error").is_none(), "{command}: {answer}");
-                return Ok(answer["return"].clone());
-            }
-        }
-        bail!("{command}: no answer")
+        order(&self.socket(), command, arguments)
     }
 
     /// Writes a pattern through a device; an error is what the guest would have seen.
@@ -209,6 +187,66 @@ impl Vm {
             qemu.wait()?;
         }
         Ok(())
+    }
+}
+
+/// Ends the VM in a directory that vbrd started it in.
+pub fn quit(directory: &Path) -> Result<()> {
+    // A socket's path is at most 107 bytes long.
+    let handle = std::fs::File::open(directory)?;
+    let socket = format!("/proc/self/fd/{}/qmp", std::os::fd::AsRawFd::as_raw_fd(&handle));
+    order(Path::new(&socket), "quit", &json!({})).map(drop)
+}
+
+fn order(socket: &Path, command: &str, arguments: &Value) -> Result<Value> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let (mut writer, mut lines) = (stream.try_clone()?, BufReader::new(stream).lines());
+    lines.next().context("no greeting")??;
+    writeln!(writer, "{}", json!({ "execute": "qmp_capabilities" }))?;
+    writeln!(writer, "{}", json!({ "execute": command, "arguments": arguments, "id": 1 }))?;
+    for line in lines {
+        let answer: Value = serde_json::from_str(&line?)?;
+        if answer["id"] == 1 {
+            ensure!(answer.get("error").is_none(), "{command}: {answer}");
+            return Ok(answer["return"].clone());
+        }
+    }
+    bail!("{command}: no answer")
+}
+
+/// A raw disk of so many bytes that starts the guest by itself; the second partition is what it writes to.
+pub fn guest_disk(path: &Path, bytes: u64) -> Result<()> {
+    const SECTOR: u64 = 512;
+    crate::disk::copy(&make_guest()?.join("boot.img"), path)?;
+    let first = std::fs::metadata(path)?.len();
+    ensure!(bytes > first + (16 << 20), "a guest needs more than {first} bytes");
+    crate::disk::set_len(path, bytes)?;
+    let (image, size) = (path.display().to_string(), (bytes - first) / 1024);
+    let mut table = Command::new("sfdisk")
+        .args(["-q", "--append", "--no-reread", "--no-tell-kernel", &image])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let line = format!("start={}, type=83\n", first / SECTOR);
+    table.stdin.take().context("no pipe")?.write_all(line.as_bytes())?;
+    ensure!(table.wait()?.success(), "sfdisk failed");
+    run("mkfs.ext4", ["-q", "-F", "-E", &format!("offset={first}"), &image, &format!("{size}k")]).map(drop)
+}
+
+/// What a started VM's guest has said last, in the log of its serial console.
+pub fn said_last<T>(console: &Path, found: impl Fn(&str) -> Option<T>) -> Result<T> {
+    let end = Instant::now() + GUEST;
+    loop {
+        let said = String::from_utf8_lossy(&std::fs::read(console).unwrap_or_default()).into_owned();
+        if let Some(bad) = said.lines().find(|line| line.contains("GUEST BAD") || line.contains("I/O error"))
+        {
+            bail!("the guest says: {bad}");
+        }
+        if let Some(found) = said.lines().rev().find_map(|line| found(line.trim())) {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < end, "the guest does not say what it should: {said}");
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

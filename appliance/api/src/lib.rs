@@ -6,6 +6,7 @@
 
 mod audit;
 mod doctor;
+mod failover;
 mod housekeeping;
 mod job;
 mod life;
@@ -13,10 +14,12 @@ mod session;
 mod site;
 mod storage;
 mod throttle;
+mod vm;
 mod warm;
 
 pub use audit::*;
 pub use doctor::*;
+pub use failover::*;
 pub use housekeeping::*;
 pub use job::*;
 pub use life::*;
@@ -24,6 +27,7 @@ pub use session::*;
 pub use site::*;
 pub use storage::*;
 pub use throttle::*;
+pub use vm::*;
 pub use warm::*;
 
 use serde::{Deserialize, Serialize};

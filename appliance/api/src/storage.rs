@@ -87,6 +87,12 @@ pub struct RestorePoint {
     #[schema(value_type = Option<String>)]
     pub verified_at: Option<Moment>,
     pub verified_ok: Option<bool>,
+    /// When it was last tested by starting it.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub booted_at: Option<Moment>,
+    #[serde(default)]
+    pub booted_ok: Option<bool>,
     /// When its pin lapses; none where it is not pinned, or for good.
     #[serde(default)]
     #[schema(value_type = Option<String>)]

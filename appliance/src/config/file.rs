@@ -41,6 +41,8 @@ pub const KEYS: &[&str] = &[
     "resources.link_slots",
     "resources.datastore_slots",
     "resources.latency_ceiling",
+    "failover.accelerator",
+    "failover.networks",
     "scrub.every",
     "scrub.rate",
     "verify.every",
@@ -80,6 +82,7 @@ pub(super) struct File {
     pub schedule: Schedule,
     pub metrics: Metrics,
     pub resources: Resources,
+    pub failover: Failover,
     pub scrub: Paced,
     pub verify: Paced,
     pub history: History,
@@ -164,6 +167,13 @@ pub(super) struct Resources {
     pub link_slots: Option<Spanned<i64>>,
     pub datastore_slots: Option<Spanned<i64>>,
     pub latency_ceiling: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Failover {
+    pub accelerator: Text,
+    pub networks: Texts,
 }
 
 #[derive(Debug, Default, Deserialize)]

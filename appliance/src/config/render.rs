@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Config, housekeeping};
+use super::{Config, failover, housekeeping};
 use crate::limits::QUOTA_POINTS;
 
 pub(super) fn render(config: &Config) -> String {
@@ -63,6 +63,7 @@ pub(super) fn render(config: &Config) -> String {
         Some(ceiling) => line(format!("latency_ceiling = \"{}ms\"", ceiling.as_millis())),
         None => line("# latency_ceiling: none".into()),
     }
+    failover::render(config, &mut line);
     housekeeping::render(config, &mut line);
     if let Some(listen) = &config.metrics {
         line("\n[metrics]".into());

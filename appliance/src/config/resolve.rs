@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::housekeeping;
 use super::values::{Checker, absolute, clean_name, multiaddr_fault, name_fault};
 use super::{
     AcceleratorSection, CacheSection, Config, DatastoreSection, LogSection, Overrides, RUNTIME_DEFAULT,
     ResourceSection, STATE_DEFAULT, SourceSection, Transport, WaitSection, WireSection, file,
 };
+use super::{failover, housekeeping};
 use crate::limits::{
     ANCHOR_MEMORY_BYTES, BLOCK_MEMORY_BYTES, CACHE_BYTES_MIN, DATABASE_MEMORY_BYTES, LINK_WAIT, LINKS_MAX,
     QUOTA_POINTS, QUOTA_POINTS_MAX, SLOTS_DEFAULT, SLOTS_MAX, STALL_CUT, STALL_WARNING,
@@ -86,6 +86,7 @@ pub(super) fn resolve(
         metrics: raw.metrics.listen.as_ref().and_then(|v| checker.loopback("metrics.listen", v)),
         waits: waits(&raw.schedule, checker),
         resources: resources(&raw.resources, checker),
+        failover: failover::section(&raw.failover, checker),
         scrub: housekeeping::paced("scrub", &raw.scrub, checker),
         verify: housekeeping::paced("verify", &raw.verify, checker),
         history: housekeeping::history(&raw.history, checker),

@@ -197,7 +197,7 @@ impl Checker {
         value.get_ref().clone()
     }
 
-    fn taken<T>(&mut self, key: &str, value: &Spanned<String>, parsed: Result<T, String>) -> Option<T> {
+    pub fn taken<T>(&mut self, key: &str, value: &Spanned<String>, parsed: Result<T, String>) -> Option<T> {
         parsed.map_err(|what| self.fault_in(value.span(), key, what)).ok()
     }
 }

@@ -61,6 +61,8 @@ const VIEWABLE: &[&str] = &[
     "/v1/repositories/{job}",
     "/v1/replicas",
     "/v1/replicas/one",
+    "/v1/failovers",
+    "/v1/failovers/one",
     "/v1/restore-points",
     "/v1/restore-points/one",
     "/v1/throttle",

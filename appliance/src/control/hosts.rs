@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::Response;
 use serde::Deserialize;
 use utoipa::IntoParams;
-use vbr_api::{ErrorResponse, Host, List, One, Removed, Vm};
+use vbr_api::{ErrorResponse, Host, List, One, PowerRequest, Removed, Vm};
 
 use super::reply::{Body, Name, Params, Reply, created, list as items, one};
 use super::{Api, blocking};
@@ -54,6 +54,16 @@ pub(super) async fn remove(State(api): State<Api>, Name(name): Name) -> Reply<Js
 pub(super) struct VmQuery {
     /// Of this host; of all unless said.
     host: Option<String>,
+}
+
+/// Shuts a VM down (its disks can be read until it is switched off), starts it again, or switches it off.
+#[utoipa::path(post, path = "/v1/vms/power", tag = "hosts", request_body = PowerRequest, responses(
+    (status = 200, body = One<PowerRequest>), (status = "default", body = ErrorResponse)))]
+pub(super) async fn power(
+    State(api): State<Api>,
+    Body(request): Body<PowerRequest>,
+) -> Reply<Json<One<PowerRequest>>> {
+    Ok(one(blocking(move || api.hosts.power(&request).map(|()| request)).await?))
 }
 
 /// What can be replicated.

@@ -4,7 +4,7 @@
 //! socket   the unix sockets: permissions, stale files, who is at the other end
 //! access   who may order, who may look: by socket, and by what the kernel says of the caller
 //! routes   the one table of routes, and the OpenAPI document that describes each of them
-//! site, doctor, peers, hosts, jobs, sessions, repositories, replicas, points, throttle, housekeeping, life, warm   the handlers, one noun a file
+//! site, doctor, peers, hosts, jobs, sessions, repositories, replicas, points, failovers, throttle, housekeeping, life, warm   the handlers, one noun a file
 //! remote   orders for other sites, and orders of peers: what a remote console may do
 //! audit    every order that changes something, with its caller and its outcome
 //! orders   what the rest of vbrd must be able to do, as traits: the handlers know nothing else
@@ -22,6 +22,7 @@ mod access;
 mod audit;
 mod doctor;
 mod export;
+mod failovers;
 mod hosts;
 mod housekeeping;
 mod jobs;
@@ -52,8 +53,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use audit::AuditLog;
 pub use orders::{
-    Answer, ConsoleOrders, DoctorOrders, Export, ExportSink, HostOrders, HousekeepingOrders, JobOrders,
-    LifeOrders, PeerOrders, RemoteAnswer, RemoteOrder, ReplicaOrders, SiteOrders, ThrottleOrders, WarmOrders,
+    Answer, ConsoleOrders, DoctorOrders, Export, ExportSink, FailoverOrders, HostOrders, HousekeepingOrders,
+    JobOrders, LifeOrders, PeerOrders, RemoteAnswer, RemoteOrder, ReplicaOrders, SiteOrders, ThrottleOrders,
+    WarmOrders,
 };
 pub use reference::{PointRef, ReplicaRef};
 pub use remote::{Remote, RemoteConsole};
@@ -86,6 +88,8 @@ pub struct Orders {
     pub warmings: Arc<dyn WarmOrders>,
     /// What commonly goes wrong.
     pub doctor: Arc<dyn DoctorOrders>,
+    /// Replicas that are started here.
+    pub failovers: Arc<dyn FailoverOrders>,
 }
 
 /// Who carries out the orders.
@@ -115,6 +119,8 @@ pub struct Api {
     pub warmings: Arc<dyn WarmOrders>,
     /// What commonly goes wrong.
     pub doctor: Arc<dyn DoctorOrders>,
+    /// Replicas that are started here.
+    pub failovers: Arc<dyn FailoverOrders>,
     refusals: Arc<access::Refusals>,
     shutdown: CancellationToken,
     heavy: Arc<Semaphore>,
@@ -124,7 +130,18 @@ impl Api {
     /// `shutdown` ends long polls early.
     pub fn new(orders: Orders, shutdown: CancellationToken) -> Self {
         let heavy = Arc::new(Semaphore::new(HEAVY_ORDERS_MAX));
-        let Orders { site, peers, hosts, jobs, replicas, throttle, housekeeping, warmings, doctor } = orders;
+        let Orders {
+            site,
+            peers,
+            hosts,
+            jobs,
+            replicas,
+            throttle,
+            housekeeping,
+            warmings,
+            doctor,
+            failovers,
+        } = orders;
         let (console, life, audit) = (None, None, None);
         Self {
             site,
@@ -136,6 +153,7 @@ impl Api {
             housekeeping,
             warmings,
             doctor,
+            failovers,
             refusals: Arc::default(),
             console,
             life,

@@ -10,9 +10,10 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use vbr_api::{
-    CacheStats, Check, ConfigView, GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobLogEntry,
-    JobLogQuery, JobSpec, JoinRequest, NotifyHook, Peer, PinRequest, Plan, Removed, Replica, Repository,
-    RepositoryReport, RestorePoint, Rotation, RunRequest, Session, StateSummary, Status, Task, Throttle,
+    BootTest, CacheStats, Check, ConfigView, Failover, FailoverRequest, GrantRequest, Host, Invite,
+    InviteRequest, Job, JobEdit, JobLogEntry, JobLogQuery, JobSpec, JoinRequest, NotifyHook, Peer,
+    PinRequest, Plan, PlannedRequest, PowerRequest, Removed, Replica, Repository, RepositoryReport,
+    RestorePoint, Rotation, RunRequest, Session, StateSummary, Status, Task, TestRequest, Throttle,
     ThrottleSpec, Throttles, VerifyReport, Vm, WarmRequest, Warming,
 };
 
@@ -119,6 +120,8 @@ pub trait HostOrders: Send + Sync {
     fn remove(&self, name: &str) -> Result<(), Problem>;
     /// What can be replicated, of one host or of all.
     fn vms(&self, host: Option<&str>) -> Result<Vec<Vm>, Problem>;
+    /// Shuts a VM down, starts it again or switches it off.
+    fn power(&self, request: &PowerRequest) -> Result<(), Problem>;
 }
 
 /// Jobs, sessions and the source's repositories.
@@ -197,6 +200,29 @@ pub trait WarmOrders: Send + Sync {
     fn wait<'a>(&'a self, id: &'a str, at_most: Duration) -> Answer<'a, Warming>;
     /// Ends one.
     fn cancel(&self, id: &str) -> Result<Warming, Problem>;
+}
+
+/// Replicas that are started here.
+pub trait FailoverOrders: Send + Sync {
+    /// Every replica, and what runs of it.
+    fn list(&self) -> Result<Vec<Failover>, Problem>;
+    /// One replica.
+    fn show(&self, replica: &ReplicaRef) -> Result<Failover, Problem>;
+    /// Starts the VM from a restore point.
+    fn start(&self, point: &PointRef, request: &FailoverRequest) -> Result<Failover, Problem>;
+    /// Starts a restore point for a test; `stopped`: vbrd stops.
+    fn test(
+        &self,
+        point: &PointRef,
+        request: &TestRequest,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<BootTest, Problem>;
+    /// Moves the VM here in order: the last changes first, then the start.
+    fn planned<'a>(&'a self, request: PlannedRequest) -> Answer<'a, Failover>;
+    /// Ends either; what was written is thrown away.
+    fn undo(&self, replica: &ReplicaRef) -> Result<Failover, Problem>;
+    /// The VM stays here for good.
+    fn commit(&self, replica: &ReplicaRef) -> Result<Failover, Problem>;
 }
 
 /// Replicas and restore points kept at this site.

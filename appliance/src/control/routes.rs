@@ -7,8 +7,8 @@ use axum::routing::{MethodRouter, delete, get, patch, post};
 use utoipa::OpenApi;
 
 use super::{
-    Api, audit, doctor, hosts, housekeeping, jobs, life, peers, points, replicas, reply, repositories,
-    sessions, site, throttle, warm,
+    Api, audit, doctor, failovers, hosts, housekeeping, jobs, life, peers, points, replicas, reply,
+    repositories, sessions, site, throttle, warm,
 };
 
 /// Method, path, handler. Tested: each is in the document and the other way round.
@@ -44,6 +44,7 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         get_("/v1/hosts/{name}", get(hosts::show)),
         delete_("/v1/hosts/{name}", delete(hosts::remove)),
         get_("/v1/vms", get(hosts::vms)),
+        post_("/v1/vms/power", post(hosts::power)),
         get_("/v1/jobs", get(jobs::list)),
         post_("/v1/jobs", post(jobs::create)),
         get_("/v1/jobs/{name}", get(jobs::show)),
@@ -73,6 +74,13 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         post_("/v1/restore-points/pin", post(points::pin)),
         post_("/v1/restore-points/unpin", post(points::unpin)),
         get_("/v1/restore-points/export", get(points::export)),
+        get_("/v1/failovers", get(failovers::list)),
+        get_("/v1/failovers/one", get(failovers::show)),
+        post_("/v1/failovers/start", post(failovers::start)),
+        post_("/v1/failovers/test", post(failovers::test)),
+        post_("/v1/failovers/planned", post(failovers::planned)),
+        post_("/v1/failovers/undo", post(failovers::undo)),
+        post_("/v1/failovers/commit", post(failovers::commit)),
         get_("/v1/throttle", get(throttle::list)),
         post_("/v1/throttle", post(throttle::set)),
         delete_("/v1/throttle", delete(throttle::clear_all)),
@@ -142,6 +150,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         hosts::show,
         hosts::remove,
         hosts::vms,
+        hosts::power,
         jobs::list,
         jobs::create,
         jobs::show,
@@ -171,6 +180,13 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         points::pin,
         points::unpin,
         points::export,
+        failovers::list,
+        failovers::show,
+        failovers::start,
+        failovers::test,
+        failovers::planned,
+        failovers::undo,
+        failovers::commit,
         throttle::list,
         throttle::set,
         throttle::clear,

@@ -95,6 +95,10 @@ impl HostOrders for Fake {
     fn remove(&self, name: &str) -> Result<(), Problem> {
         Err(Problem::conflict(name.to_owned(), "it is built in", "leave it"))
     }
+    fn power(&self, request: &PowerRequest) -> Result<(), Problem> {
+        self.note(format!("power {} {:?}", request.vm, request.power));
+        Ok(())
+    }
     fn vms(&self, host: Option<&str>) -> Result<Vec<Vm>, Problem> {
         self.note(format!("vms {host:?}"));
         Ok(Vec::new())
@@ -229,6 +233,40 @@ impl WarmOrders for Fake {
     }
 }
 
+impl FailoverOrders for Fake {
+    fn list(&self) -> Result<Vec<Failover>, Problem> {
+        Ok(Vec::new())
+    }
+    fn show(&self, replica: &ReplicaRef) -> Result<Failover, Problem> {
+        Err(gone(&replica.to_string()))
+    }
+    fn start(&self, point: &PointRef, request: &FailoverRequest) -> Result<Failover, Problem> {
+        self.note(format!("failover {point} {:?} {}", request.memory_bytes, request.networks.len()));
+        Err(gone(&point.to_string()))
+    }
+    fn test(
+        &self,
+        point: &PointRef,
+        request: &TestRequest,
+        _: &dyn Fn() -> bool,
+    ) -> Result<BootTest, Problem> {
+        self.note(format!("test {point} {:?}", request.expect));
+        Err(gone(&point.to_string()))
+    }
+    fn planned<'a>(&'a self, request: PlannedRequest) -> Answer<'a, Failover> {
+        self.note(format!("planned {}", request.start.point));
+        Box::pin(async move { Err(gone(&request.start.point)) })
+    }
+    fn undo(&self, replica: &ReplicaRef) -> Result<Failover, Problem> {
+        self.note(format!("undo {replica}"));
+        Err(gone(&replica.to_string()))
+    }
+    fn commit(&self, replica: &ReplicaRef) -> Result<Failover, Problem> {
+        self.note(format!("commit {replica}"));
+        Err(gone(&replica.to_string()))
+    }
+}
+
 impl ReplicaOrders for Fake {
     fn replicas(&self) -> Result<Vec<Replica>, Problem> {
         Ok(Vec::new())
@@ -294,6 +332,7 @@ fn orders(fake: &Arc<Fake>) -> Orders {
         throttle: fake.clone(),
         housekeeping: fake.clone(),
         warmings: fake.clone(),
+        failovers: fake.clone(),
         doctor: fake.clone(),
     }
 }

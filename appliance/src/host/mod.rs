@@ -18,6 +18,7 @@ mod mark;
 mod qemu;
 mod registry;
 mod state_file;
+pub mod target;
 
 #[cfg(test)]
 mod tests;
@@ -27,9 +28,10 @@ mod tests_mount;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use vbr_api::{DiskSpec, Vm};
+use vbr_api::{DiskSpec, Power, Vm};
 
 pub use clones::{CloneConfig, CloneStore};
 pub use disk::DiskHost;
@@ -196,4 +198,13 @@ pub trait SourceHost: Send + Sync {
 
     /// The snapshot of an earlier session again, if it is provably the same moment.
     fn reopen(&self, request: &SnapshotRequest, identity: &str) -> Result<Option<VmSnapshot>, HostError>;
+
+    /// Shuts a VM down so that its disks can still be read, starts it again, or switches it off. Done when it returns.
+    fn power(&self, vm: &str, _power: Power, _within: Duration) -> Result<(), HostError> {
+        Err(HostError::Invalid {
+            what: format!("VM {}/{vm}", self.name()),
+            why: format!("the driver {} cannot switch VMs on and off", self.driver()),
+            next_step: "shut the VM down yourself, run its job once more, then vbrctl failover start at the target",
+        })
+    }
 }

@@ -189,6 +189,14 @@ impl TargetService {
         self.tasks.spawn(worker.drive(self.stop.clone(), plan, work));
     }
 
+    /// Ends the session that fills a replica, if one does: the replica is the VM now.
+    pub fn interrupt(&self, key: [u8; 16]) {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = active.get(&key) {
+            session.abort.cancel();
+        }
+    }
+
     async fn session(self: Arc<Self>, peer: PeerRecord, channel: SessionChannel) {
         let (sender, mut receiver) = channel.split();
         let opened = tokio::time::timeout(Duration::from_secs(60), receiver.recv()).await;

@@ -21,13 +21,16 @@ use super::{ConnectOptions, NbdClient, NbdError, SILENCE_MAX, qcow2_check_header
 use crate::block::{BlockRead, BlockWrite, Extent};
 
 const EXPORT: &str = "disk";
+/// The image, inside the daemon.
+const NODE: &str = "disk0";
 const SOCKET: &str = "nbd.sock";
 const PID_FILE: &str = "pid";
 const STDERR_FILE: &str = "stderr";
 const DIR_PREFIX: &str = "qsd-";
 
-/// From the start of the child to its readiness.
-const READY_TIME: Duration = Duration::from_secs(30);
+/// From the start of the child to its readiness. It takes 40 ms; a disk that is written full by others stretched it beyond
+/// half a minute once, and a child that ends or fails is noticed at once anyway.
+const READY_TIME: Duration = Duration::from_secs(120);
 /// A writer is given this long to write back its metadata when it is closed.
 const CLOSE_TIME: Duration = Duration::from_secs(30);
 /// Images in one chain.
@@ -75,7 +78,7 @@ pub struct QsdExport {
 }
 
 impl QsdExport {
-    /// Checks the headers, starts the child and connects. Blocks for up to half a minute.
+    /// Checks the headers, starts the child and connects. Blocks for up to two minutes.
     pub fn open(spec: ImageSpec, runtime_dir: &Path) -> Result<Self, NbdError> {
         let disk_len = match spec.disk_len {
             Some(len) => Some(len),
@@ -172,7 +175,7 @@ fn own_len(spec: &ImageSpec) -> Result<Option<u64>, NbdError> {
 }
 
 /// Every qcow2 header in the chain may name only what was declared.
-fn check_chain(spec: &ImageSpec) -> Result<(), NbdError> {
+pub fn check_chain(spec: &ImageSpec) -> Result<(), NbdError> {
     let chain = spec.backing.iter().map(|image| (&image.path, image.format));
     let all: Vec<_> = std::iter::once((&spec.path, spec.format)).chain(chain).collect();
     if all.len() > CHAIN_MAX {
@@ -215,28 +218,29 @@ fn start(spec: &ImageSpec, dir: &PrivateDir) -> Result<Running, NbdError> {
     let stderr_path = dir.path.join(STDERR_FILE);
     let stderr = File::create(&stderr_path).map_err(|source| NbdError::File { path: stderr_path, source })?;
     command.stderr(stderr);
-    for node in blockdevs(spec)? {
+    for node in blockdevs(spec, NODE)? {
         command.arg("--blockdev").arg(node.to_string());
     }
     command.arg("--nbd-server").arg(format!("addr.type=unix,addr.path={SOCKET},max-connections=8"));
     let export = json!({
-        "type": "nbd", "id": "export", "node-name": "disk0", "name": EXPORT, "writable": spec.writable,
+        "type": "nbd", "id": "export", "node-name": NODE, "name": EXPORT, "writable": spec.writable,
     });
     command.arg("--export").arg(export.to_string());
     command.arg("--pidfile").arg(PID_FILE);
     Running::spawn(STORAGE_DAEMON, command, spec.writable)
 }
 
-/// The nodes, the deepest backing image first: a node must exist before another names it.
-fn blockdevs(spec: &ImageSpec) -> Result<Vec<Value>, NbdError> {
+/// The nodes of qemu's block layer for an image and its chain, the deepest backing image first: a node must exist before
+/// another names it. The image's own is called `name`.
+pub fn blockdevs(spec: &ImageSpec, name: &str) -> Result<Vec<Value>, NbdError> {
     let mut nodes = Vec::new();
     let mut below: Option<String> = None;
     for (index, image) in spec.backing.iter().enumerate().rev() {
-        let name = format!("disk{}", index + 1);
+        let name = format!("{name}-{}", index + 1);
         nodes.extend(image_nodes(&name, &image.path, image.format, false, below.as_deref())?);
         below = Some(name);
     }
-    nodes.extend(image_nodes("disk0", &spec.path, spec.format, spec.writable, below.as_deref())?);
+    nodes.extend(image_nodes(name, &spec.path, spec.format, spec.writable, below.as_deref())?);
     Ok(nodes)
 }
 

@@ -27,8 +27,8 @@ use std::time::Duration;
 
 pub use bitmap::dirty_extents;
 pub use client::{ConnectOptions, NbdClient};
-pub use export::{BackingImage, ImageSpec, PrivateDir, QsdExport};
-pub use process::{qemu_img, qemu_img_within, qemu_utils_missing};
+pub use export::{BackingImage, ImageSpec, PrivateDir, QsdExport, blockdevs, check_chain};
+pub use process::{find_tool, qemu_img, qemu_img_within, qemu_utils_missing, run_within};
 pub use qcow2::{Qcow2Error, Qcow2Header, parse_qcow2_header, qcow2_check_header};
 
 /// Requests in flight on one connection; qemu serves 16 at once.

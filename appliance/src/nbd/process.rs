@@ -56,19 +56,29 @@ pub fn qemu_img<S: AsRef<OsStr>>(args: &[S]) -> Result<String, NbdError> {
 pub fn qemu_img_within<S: AsRef<OsStr>>(args: &[S], timeout: Duration) -> Result<String, NbdError> {
     let image = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect::<Vec<_>>().join(" ");
     let mut command = Command::new(tool_path(QEMU_IMG)?);
-    command.args(args).env("LC_ALL", "C");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = Running::spawn(QEMU_IMG, command, false)?;
+    command.args(args);
+    run_within(QEMU_IMG, command, image, timeout)
+}
+
+/// Runs a tool of qemu's and gives back its standard output; `image` says what it works on.
+pub fn run_within(
+    tool: &'static str,
+    mut command: Command,
+    image: String,
+    timeout: Duration,
+) -> Result<String, NbdError> {
+    command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = Running::spawn(tool, command, false)?;
     let (out, err) = (collect(child.stdout()), collect(child.stderr()));
     let Some(status) = child.wait_within(timeout)? else {
-        return Err(NbdError::Timeout { tool: QEMU_IMG, image, seconds: timeout.as_secs() });
+        return Err(NbdError::Timeout { tool, image, seconds: timeout.as_secs() });
     };
     let (out, err) = (joined(out), joined(err));
     if status.success() {
         return Ok(out);
     }
     let why = if err.trim().is_empty() { format!("{status}") } else { words(&err) };
-    Err(failed(QEMU_IMG, image, why))
+    Err(failed(tool, image, why))
 }
 
 /// The error of a tool, with a held lock told apart.
@@ -95,7 +105,8 @@ pub(super) fn tool_path(tool: &str) -> Result<PathBuf, NbdError> {
     })
 }
 
-fn find_tool(tool: &str) -> Option<PathBuf> {
+/// Where a program is, in the search path and the usual places.
+pub fn find_tool(tool: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/bin", "/usr/local/bin", "/bin"].into_iter().map(PathBuf::from);
     std::env::split_paths(&path)

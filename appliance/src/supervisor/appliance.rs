@@ -18,6 +18,7 @@ use vbr_api::Moment;
 
 use super::consoles::Consoles;
 use super::doctor::Doctor;
+use super::failovers::FailingOver;
 use super::housekeeping::{Housekeeping, Kept};
 use super::life::{Life, Restart};
 use super::orders::{Hosts, Jobs, Peers};
@@ -33,6 +34,7 @@ use crate::accelerator::shared_filter::SharedFilters;
 use crate::config::{Config, Congestion, Overrides, Transport};
 use crate::control::{self, Api, ControlSocket, Orders, RemoteConsole};
 use crate::error::Problem;
+use crate::failover::Failovers;
 use crate::job::{JobManager, SourceStores, SourceWaits, StallBounds, TargetService, Warmings};
 use crate::limits::SOURCE_SESSIONS_MAX;
 use crate::notify::Notifier;
@@ -103,6 +105,8 @@ impl Appliance {
             started_at: Moment::now(),
         }));
         let datastores = stores.datastores.clone();
+        let failovers = failing_over(&lock(&config), &stores, &target, &wire, &tasks);
+        failovers.tend(&workers, &stop);
         let throttle = Throttling {
             rules: stores.throttle,
             wire: wire.clone(),
@@ -123,6 +127,7 @@ impl Appliance {
             throttle: Arc::new(throttle),
             housekeeping: Arc::new(Housekeeping { workers, jobs: jobs.clone(), notifier }),
             warmings: Arc::new(WarmingOrders { warmings, wire: wire.clone() }),
+            failovers,
         };
         let life = Life::new(wire.clone(), target.clone(), jobs.clone(), config.clone());
         let mut api = Api::new(orders, stop.clone());
@@ -247,6 +252,24 @@ async fn serve_metrics(api: Api, listener: TcpListener) {
     if let Err(error) = control::serve_metrics(api, listener).await {
         tracing::error!(%error, "the metrics are not served any more");
     }
+}
+
+fn failing_over(
+    config: &Config,
+    stores: &Stores,
+    target: &Arc<TargetService>,
+    wire: &Wire,
+    tasks: &TaskTracker,
+) -> Arc<FailingOver> {
+    let stores = stores.datastores.clone();
+    Arc::new(FailingOver {
+        failovers: Failovers::new(stores.clone(), config.failover.clone()),
+        stores,
+        target: target.clone(),
+        consoles: Arc::new(Consoles { wire: wire.clone() }),
+        soon: Arc::default(),
+        tasks: tasks.clone(),
+    })
 }
 
 fn source_stores(

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vbr_api::{
-    GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobSpec, JoinRequest, Peer, Plan, Repository,
-    RepositoryReport, RunRequest, Session, Vm,
+    GrantRequest, Host, Invite, InviteRequest, Job, JobEdit, JobSpec, JoinRequest, Peer, Plan, PowerRequest,
+    Repository, RepositoryReport, RunRequest, Session, Vm,
 };
 
 use super::consoles::Consoles;
@@ -67,6 +67,11 @@ pub struct Hosts {
     pub jobs: Arc<JobManager>,
 }
 
+/// For a guest to shut down.
+const SHUTDOWN: Duration = Duration::from_secs(300);
+/// The longest that may be said.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(3600);
+
 impl HostOrders for Hosts {
     fn list(&self) -> Result<Vec<Host>, Problem> {
         Ok(self.hosts.list())
@@ -84,6 +89,16 @@ impl HostOrders for Hosts {
             ));
         }
         self.hosts.remove(name).map(|_| ()).map_err(Problem::from)
+    }
+    fn power(&self, request: &PowerRequest) -> Result<(), Problem> {
+        let Some((host, vm)) = request.vm.split_once('/') else {
+            let next = "write HOST/VM; vbrctl vm list shows them";
+            return Err(Problem::invalid(format!("VM {:?}", request.vm), "that is no name of a VM", next));
+        };
+        let within = request.within_ms.map_or(SHUTDOWN, Duration::from_millis).min(SHUTDOWN_MAX);
+        self.hosts.get(host)?.power(vm, request.power, within)?;
+        tracing::warn!(vm = request.vm, power = ?request.power, "a VM was switched by order");
+        Ok(())
     }
     fn vms(&self, host: Option<&str>) -> Result<Vec<Vm>, Problem> {
         let mut vms = Vec::new();

@@ -232,6 +232,8 @@ mod tests {
             changed_bytes: 0,
             verified_at: verified_s.map(at),
             verified_ok: verified_s.map(|_| true),
+            booted_at: None,
+            booted_ok: None,
             pinned_until: None,
             kept_because: Vec::new(),
             retires_next: false,

@@ -6,6 +6,7 @@ pub mod check;
 pub mod completion;
 pub mod config;
 pub mod doctor;
+pub mod failover;
 pub mod host;
 pub mod job;
 pub mod man;
@@ -44,6 +45,7 @@ pub async fn run(context: &Context, noun: Noun) -> Result<Exit, Failure> {
         Noun::Repository(command) => command.run(context).await,
         Noun::Replica(command) => command.run(context).await,
         Noun::RestorePoint(command) => command.run(context).await,
+        Noun::Failover(command) => command.run(context).await,
         Noun::Task(command) => command.run(context).await,
         Noun::Throttle(command) => command.run(context).await,
         Noun::Notify(command) => command.run(context).await,

@@ -9,6 +9,7 @@ mod branches;
 mod bytes;
 mod carry;
 mod document;
+mod failover;
 mod fair;
 mod hundred;
 mod latency;
@@ -104,7 +105,7 @@ impl Effort {
 type Measure = fn(&Effort) -> Result<Vec<Figure>>;
 
 /// Names of the subsets, in the order in which they run.
-pub const SUBSETS: [(&str, Measure); 22] = [
+pub const SUBSETS: [(&str, Measure); 24] = [
     ("unchanged", speed::unchanged),
     ("cold", speed::cold),
     ("link", link::full_link),
@@ -113,6 +114,8 @@ pub const SUBSETS: [(&str, Measure); 22] = [
     ("accounting", accounting::accounting),
     ("fair", fair::fair),
     ("hundred", hundred::hundred),
+    ("failover", failover::failover),
+    ("bitmaps", failover::bitmaps),
     ("throttle", throttle::throttle),
     ("resume", resume::resent),
     ("incompressible", bytes::incompressible),

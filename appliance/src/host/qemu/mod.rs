@@ -9,7 +9,8 @@
 //! those of `host`, one snapshot a VM at once.
 
 mod inventory;
-mod qmp;
+mod power;
+pub(super) mod qmp;
 mod snapshot;
 mod standstill;
 #[cfg(test)]
@@ -23,9 +24,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use vbr_api::{DiskSpec, Host, Vm};
+use vbr_api::{DiskSpec, Host, Power, Vm};
 
 use self::inventory::{Bitmap, LiveDisk};
+use self::power::Powered;
 use self::qmp::{Qmp, QmpError};
 use self::snapshot::Prepared;
 use self::standstill::Standstill;
@@ -335,6 +337,18 @@ impl SourceHost for QemuHost {
         };
         let (disks, dir) = self.open(&mut monitor, request, disks)?;
         Ok(Some(self.held(claim, request, disks, taken_at, dir)))
+    }
+
+    fn power(&self, vm: &str, power: Power, within: Duration) -> Result<(), HostError> {
+        let path = self.monitor(vm)?;
+        match power::power(&path, power, within).map_err(|error| self.vm_error(vm, error))? {
+            Powered::Done => Ok(()),
+            Powered::Refused => Err(HostError::Hypervisor {
+                what: format!("VM {}/{vm}", self.host.name),
+                why: format!("its guest did not shut down within {} s; it runs on", within.as_secs()),
+                next_step: "look at what the guest waits for, or allow it more time",
+            }),
+        }
     }
 }
 

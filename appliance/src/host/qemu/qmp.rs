@@ -22,7 +22,7 @@ const GREETING: Duration = Duration::from_secs(5);
 
 /// What went wrong with a monitor.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum QmpError {
+pub(in crate::host) enum QmpError {
     /// The socket cannot be used.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -43,7 +43,7 @@ pub(super) enum QmpError {
 }
 
 /// A monitor that was greeted.
-pub(super) struct Qmp {
+pub(in crate::host) struct Qmp {
     reader: BufReader<UnixStream>,
 }
 

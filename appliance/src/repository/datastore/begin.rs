@@ -57,6 +57,7 @@ impl Replica {
     pub fn begin(self: &Arc<Self>, spec: &BeginSpec) -> Result<Arc<Building>, RepositoryError> {
         let _work = self.work();
         check(spec)?;
+        self.check_takes_sessions()?;
         self.check_space()?;
         if self.shared.core.backend == Backend::Overlay
             && let Some(why) = crate::nbd::qemu_utils_missing()
@@ -117,6 +118,7 @@ impl Replica {
     /// Goes on with a session's building from its durable cursor; none where there is none.
     pub fn reopen(self: &Arc<Self>, session: &str) -> Result<Option<Arc<Building>>, RepositoryError> {
         let _work = self.work();
+        self.check_takes_sessions()?;
         let open = lock(&self.open_building).upgrade();
         if let Some(open) = open {
             if !open.is_over() {

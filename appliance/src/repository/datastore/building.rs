@@ -238,6 +238,7 @@ impl Building {
         let _work = self.replica.work();
         let _log = lock(&self.log);
         self.check_alive()?;
+        self.replica.check_takes_sessions()?;
         self.over.store(true, Ordering::Release);
         for (n, disk) in self.disks.iter().enumerate() {
             // No write is under way after this, and none begins.

@@ -5,6 +5,7 @@
 //!                        points/ID/    point.json  state.json  disk-N.raw|qcow2  disk-N.manifest
 //!                        building/SESSION/  building.json  cursor.json  changes  disk-N.…
 //!                        pages/SESSION.pages         retiring/ID/
+//!                        failover.json  failover/    disk-N.qcow2 (what a VM that was started from it writes)
 //! ```
 //!
 //! The files are the only truth at the target; everything in memory is scanned from them. A datastore
@@ -15,6 +16,7 @@ mod building;
 mod building_disk;
 mod cache;
 mod changes;
+mod failover;
 mod files;
 mod image;
 mod lease;
@@ -30,6 +32,7 @@ mod retain;
 mod retire;
 mod scan;
 mod shared;
+mod stage;
 mod store;
 
 #[cfg(test)]
@@ -42,10 +45,13 @@ use vbr_api::{DatastoreStatus, Warning};
 
 pub use begin::{BeginDisk, BeginSpec};
 pub use building::{Building, BuildingState, SealSpec};
+pub use failover::{FailoverRecord, StartedRecord};
 pub use lease::ReadLease;
 pub use mend::{FindChunk, Mended};
+pub use overlay::Chain;
 pub use point::Point;
 pub use replica::Replica;
+pub use stage::{Order, Stage};
 pub use store::{Backend, Datastore, DatastoreConfig, ReplicaSpec};
 
 use crate::block::{ChunkId, ChunkSource, DomainKey, ShortId};

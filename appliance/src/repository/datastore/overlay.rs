@@ -203,6 +203,15 @@ pub fn rename_below(path: &Path, below: &str, below_format: DiskFormat) -> Resul
     super::files::sync_file(path)
 }
 
+/// Copies into an overlay what lies below it, and has nothing below it any more. Durable when this returns; doing it again is
+/// harmless.
+pub fn flatten(overlay: &Chain) -> Result<(), RepositoryError> {
+    let image = image_opts(overlay)?;
+    let args = ["rebase", "-q", "--image-opts", "-b", "", image.as_str()];
+    qemu_img_within(&args, MERGE_TIME).map(drop).map_err(|e| tool("copying into", &overlay.path, e))?;
+    super::files::sync_file(&overlay.path)
+}
+
 /// A chain as qemu's json: pseudo-protocol options, every format and file named, nothing probed.
 fn image_opts(chain: &Chain) -> Result<String, RepositoryError> {
     let mut parts = Vec::new();

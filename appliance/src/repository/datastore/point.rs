@@ -4,11 +4,12 @@
 //! stays where it is. Reading holds a lease, so nothing is removed or rewritten beneath a reader.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use vbr_api::{Moment, PointDisk, PointState, RestorePoint};
+use vbr_api::{BootTest, Moment, PointDisk, PointState, RestorePoint, VmConfig};
 
 use super::lease::ReadLease;
 use super::record::{PointRecord, StateRecord, VERSION};
@@ -106,6 +107,8 @@ impl Point {
             changed_bytes: record.as_ref().map_or(0, |record| record.changed_bytes),
             verified_at: state.verified_at,
             verified_ok: state.verified_ok,
+            booted_at: state.booted_at,
+            booted_ok: state.booted_ok,
             pinned_until: state.pinned_until.filter(|_| pinned),
             kept_because: Vec::new(),
             retires_next: false,
@@ -174,6 +177,21 @@ impl Point {
             (state.verified_at, state.verified_ok) = (Some(at), Some(ok));
             state.mended_chunks = mended_chunks;
         })
+    }
+
+    /// Notes the result of a test by starting it. Durable when this returns.
+    pub fn note_boot_test(&self, test: &BootTest) -> Result<(), RepositoryError> {
+        self.change_state(|state| (state.booted_at, state.booted_ok) = (Some(test.at), Some(test.ok)))
+    }
+
+    /// Where the picture of such a test lies.
+    pub fn boot_picture(&self) -> PathBuf {
+        self.shared.point_dir(&self.id).join("boot.png")
+    }
+
+    /// The VM that its disks were of, where its source told.
+    pub fn vm_config(&self) -> Option<VmConfig> {
+        None
     }
 
     /// Chunks that its last verification found damaged, and mended.

@@ -125,6 +125,12 @@ pub struct StateRecord {
     /// Chunks that were found damaged then, and mended.
     #[serde(default)]
     pub mended_chunks: u64,
+    /// When it was last tested by starting it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted_at: Option<Moment>,
+    /// With what result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted_ok: Option<bool>,
 }
 
 /// `building.json`: a point that a session fills.

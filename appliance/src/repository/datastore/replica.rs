@@ -10,6 +10,7 @@ use std::time::Duration;
 use vbr_api::{KeepCalendar, Warning, name_is_valid};
 
 use super::building::{Building, BuildingState, lock};
+use super::failover::FailoverState;
 use super::lease::{Leases, Scope};
 use super::point::Point;
 use super::record::{BuildingRecord, CursorRecord, PointRecord, ReplicaRecord, VERSION, check_version};
@@ -28,6 +29,7 @@ pub struct Replica {
     pub(super) record: Mutex<ReplicaRecord>,
     pub(super) points: RwLock<Vec<Arc<Point>>>,
     pub(super) open_building: Mutex<Weak<Building>>,
+    pub(super) failover: Mutex<FailoverState>,
     work: Mutex<()>,
     warnings: Mutex<Vec<Warning>>,
 }
@@ -106,6 +108,7 @@ impl Replica {
             record: Mutex::new(record),
             points: RwLock::default(),
             open_building: Mutex::default(),
+            failover: Mutex::default(),
             work: Mutex::default(),
             warnings: Mutex::default(),
         });
@@ -212,6 +215,11 @@ impl Replica {
             base: record.base,
             cursors: cursor.cursors,
         })
+    }
+
+    /// True while a session fills a new point.
+    pub fn is_filling(&self) -> bool {
+        lock(&self.open_building).upgrade().is_some_and(|open| !open.is_over())
     }
 
     /// A chunk by place and id, through any good sealed point whose manifest has it there; re-hashed.
@@ -325,6 +333,7 @@ impl Replica {
         if lock(&self.open_building).upgrade().is_some_and(|open| !open.is_over()) {
             return Err(busy("a session replicates into it"));
         }
+        self.check_no_vm()?;
         if let Some(point) = self.points().iter().find(|point| point.is_pinned()) {
             return Err(RepositoryError::Conflict {
                 what: format!("replica {}", self.shared.title()),

@@ -112,6 +112,7 @@ impl Replica {
             Some(journal) => journal.merges,
             None => self.merges_for(&record)?,
         };
+        self.check_not_started(point.id(), !merges.is_empty())?;
         if let Some((building, _)) = buildings.first().filter(|_| !merges.is_empty()) {
             return busy(format!("session {} builds upon a point above it", building.session));
         }

@@ -50,6 +50,7 @@ impl Replica {
         }
         *self.points.write().unwrap_or_else(PoisonError::into_inner) = points;
         self.mark_retiring();
+        self.scan_failover()?;
         self.sweep_buildings()?;
         self.sweep_pages()
     }

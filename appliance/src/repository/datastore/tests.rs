@@ -1,6 +1,7 @@
 //! The datastore against a trivial model: disks are `Vec<u8>`, points are lists of them.
 
 mod crash;
+mod failover;
 mod mend;
 mod rules;
 
