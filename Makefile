@@ -22,7 +22,8 @@ BUILD_PACKAGES := build-essential clang libclang-dev pkg-config git ca-certifica
 # Not openssh-server, which restic and borg need as peers: installing it starts the system's own.
 BENCH_PACKAGES := restic borgbackup openssh-client debootstrap python3
 SYSTEM_PACKAGES := debootstrap
-TEST_PACKAGES := qemu-utils qemu-system-common qemu-system-x86 lvm2 ntfs-3g xfsprogs btrfs-progs e2fsprogs fdisk util-linux iproute2 iputils-ping iperf3 procps rsync zstd systemd
+TEST_PACKAGES := qemu-utils qemu-system-common qemu-system-x86 lvm2 ntfs-3g xfsprogs btrfs-progs e2fsprogs fdisk util-linux iproute2 iputils-ping iperf3 procps rsync zstd systemd \
+	nbdkit openssl libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
 
 .PHONY: help
 help: ## this list

@@ -353,6 +353,7 @@ fn target_toml(spec: &WorldSpec, datastore: &Path) -> String {
 }
 
 /// A port nobody listens on at this moment.
-fn free_port() -> Result<u16> {
+/// A port of loopback that nothing listens at now.
+pub fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

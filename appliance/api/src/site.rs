@@ -184,15 +184,24 @@ pub struct JoinRequest {
 }
 
 /// A host where VMs and disks live.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Host {
     pub name: String,
-    /// `disk` (images and block devices) or `qemu` (running VMs, by their QMP monitors).
+    /// `disk` (images and block devices), `qemu` (running VMs, by their QMP monitors), `libvirt` (its VMs) or `nbd` (disks
+    /// behind NBD servers).
     pub driver: String,
-    /// Directories whose images (`disk`) or monitors (`qemu`: `NAME.qmp`) are listed as VMs.
+    /// Directories whose images (`disk`) or monitors (`qemu`: `NAME.qmp`) are listed as VMs; `libvirt`: the one for sockets
+    /// and scratch images.
     #[serde(default)]
     pub directories: Vec<String>,
+    /// `nbd`: servers, exports, or `VM=URI`; `libvirt`: libvirts of this machine (`qemu:///system` where there is none).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uris: Vec<String>,
+    /// `nbd`: certificates or keys for `nbds://`, in qemu's layout (`ca-cert.pem`, `client-cert.pem`, `client-key.pem`;
+    /// `keys.psk`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_dir: Option<String>,
 }
 
 /// What can be replicated: a VM, or a lone disk under its file's stem.

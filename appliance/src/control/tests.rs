@@ -86,7 +86,7 @@ impl PeerOrders for Fake {
 
 impl HostOrders for Fake {
     fn list(&self) -> Result<Vec<Host>, Problem> {
-        Ok(vec![Host { name: "local".into(), driver: "disk".into(), directories: Vec::new() }])
+        Ok(vec![Host { name: "local".into(), driver: "disk".into(), ..Host::default() }])
     }
     fn add(&self, host: Host) -> Result<(Host, bool), Problem> {
         let new = host.name != "local";

@@ -99,6 +99,11 @@ impl CloneStore {
         reason.map_or(Ok(None), Err)
     }
 
+    /// Tells this daemon from others on the machine.
+    pub(super) fn owner(&self) -> &str {
+        &self.owner
+    }
+
     /// No clone is made where less than this is free.
     pub(super) fn floor_bytes(&self) -> u64 {
         self.config.floor_bytes

@@ -74,6 +74,16 @@ pub enum HostError {
         /// What to do.
         next_step: &'static str,
     },
+    /// An NBD server refused or failed.
+    #[error("{what}: {why}")]
+    Server {
+        /// The disk.
+        what: String,
+        /// What was said.
+        why: String,
+        /// What to do.
+        next_step: &'static str,
+    },
     /// No host of that name.
     #[error("no host {name:?} is known here")]
     NoSuchHost {
@@ -191,6 +201,9 @@ impl From<HostError> for Problem {
             HostError::Io { path, source } => Problem::io(format!("disk {path}"), &source),
             HostError::Hypervisor { what, why, next_step } => {
                 Problem::new("hypervisor", what, why, next_step).retry()
+            }
+            HostError::Server { what, why, next_step } => {
+                Problem::new("nbd_server", what, why, next_step).retry()
             }
             HostError::NoSuchHost { name } => {
                 Problem::not_found(format!("host {name}"), "vbrctl host list shows the hosts")

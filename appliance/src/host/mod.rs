@@ -9,12 +9,16 @@
 //! Not its job: what is read, where it goes, when. Everything blocks. Bounds: `limits::DISKS_MAX` disks
 //! a VM, [`DIRECTORY_ENTRIES_MAX`] entries a listed directory, [`HOSTS_MAX`] hosts.
 
+mod claim;
 mod clones;
 mod disk;
 mod error;
 mod identity;
+mod libvirt;
 mod listing;
 mod mark;
+mod nbd;
+mod one_moment;
 mod qemu;
 mod registry;
 mod state_file;
@@ -68,6 +72,10 @@ pub enum SnapshotKind {
     Watch,
     /// A moment that the hypervisor holds: it copies aside what the guest overwrites.
     Fleece,
+    /// A server elsewhere, which says that nobody writes.
+    Export,
+    /// The disk as it is: nobody holds it still, and a change is not seen.
+    Live,
 }
 
 impl SnapshotKind {
@@ -77,6 +85,8 @@ impl SnapshotKind {
             Self::Clone => "clone",
             Self::Watch => "watch",
             Self::Fleece => "fleece",
+            Self::Export => "export",
+            Self::Live => "live",
         }
     }
 }
@@ -113,7 +123,8 @@ impl DiskSnapshot {
     }
 }
 
-/// What holds a moment outside of vbrd, for as long as a session needs it. Dropped, it stays, so that the session can go on.
+/// What holds a moment outside of vbrd, for as long as a session needs it. Dropped, it stays where it can, so that the
+/// session can go on.
 pub trait Hold: Send + Sync {
     /// The session is over; `sealed`: with a restore point of this moment.
     fn release(&self, sealed: bool);
@@ -130,8 +141,8 @@ pub struct VmSnapshot {
     pub identity: String,
     /// When it was taken.
     pub taken_at: Timestamp,
-    /// False where clones were made one after another while a disk changed: it cannot be proven that
-    /// they show one moment.
+    /// False where it cannot be proven that they show one moment: clones were made one after another while a disk changed,
+    /// or nobody holds a disk still.
     pub one_moment: bool,
     /// `direct` or `network`.
     pub transport_mode: &'static str,
@@ -184,7 +195,7 @@ pub trait SourceHost: Send + Sync {
     /// Its name in the registry.
     fn name(&self) -> &str;
 
-    /// `disk` or `qemu`.
+    /// `disk`, `qemu`, `libvirt` or `nbd`.
     fn driver(&self) -> &'static str;
 
     /// What can be replicated.

@@ -12,6 +12,8 @@ use vbr_api::Host;
 
 use super::clones::{CloneConfig, CloneStore};
 use super::disk::DiskHost;
+use super::libvirt::{self, LibvirtHost};
+use super::nbd::{self, NbdHost};
 use super::qemu::QemuHost;
 use super::{HOSTS_MAX, HostError, SourceHost, state_file};
 use crate::nbd::QsdExport;
@@ -20,8 +22,12 @@ use crate::nbd::QsdExport;
 pub const LOCAL: &str = "local";
 /// Running VMs.
 const QEMU: &str = "qemu";
+/// VMs of libvirt.
+const LIBVIRT: &str = "libvirt";
+/// Disks behind NBD servers.
+const NBD: &str = "nbd";
 /// All drivers.
-const DRIVERS: [&str; 2] = ["disk", QEMU];
+const DRIVERS: [&str; 4] = ["disk", QEMU, LIBVIRT, NBD];
 const FILE_VERSION: u32 = 1;
 
 /// What the hosts need to know of this site.
@@ -76,6 +82,7 @@ impl HostRegistry {
             name: LOCAL.into(),
             driver: "disk".into(),
             directories: registry.config.local_directories.clone(),
+            ..Host::default()
         };
         let mut hosts = registry.lock();
         hosts.insert(LOCAL.into(), registry.entry(local));
@@ -132,13 +139,13 @@ impl HostRegistry {
                 next_step: "remove hosts that are not used any more",
             });
         }
-        for directory in &host.directories {
+        for directory in host.directories.iter().chain(&host.tls_dir) {
             let found = Path::new(directory).metadata().map_err(|error| HostError::io(directory, error))?;
             if !found.is_dir() {
                 return Err(HostError::Invalid {
                     what: format!("host {}", host.name),
                     why: format!("{directory} is not a directory"),
-                    next_step: "name directories of images or of monitors; lone disks need no host",
+                    next_step: "name directories of images, of monitors or of certificates; lone disks need no host",
                 });
             }
         }
@@ -183,6 +190,8 @@ impl HostRegistry {
         let (clones, runtime_dir) = (self.clones.clone(), self.config.runtime_dir.clone());
         let source: Arc<dyn SourceHost> = match host.driver.as_str() {
             QEMU => Arc::new(QemuHost::new(host.clone(), clones, runtime_dir)),
+            LIBVIRT => Arc::new(LibvirtHost::new(host.clone(), clones, runtime_dir)),
+            NBD => Arc::new(NbdHost::new(host.clone(), runtime_dir)),
             _ => Arc::new(DiskHost::new(host.clone(), clones, runtime_dir)),
         };
         Arc::new(Entry { host, source })
@@ -217,20 +226,45 @@ fn check_host(host: &Host) -> Result<(), HostError> {
         return wrong("the name is not valid".into(), "use lower-case letters, digits, and . _ - inside");
     }
     if !DRIVERS.contains(&host.driver.as_str()) {
-        let next = "use `disk` (images and block devices), or `qemu` (running VMs, by their monitors)";
+        let next = "use `disk` (images and block devices), `qemu` (running VMs, by their monitors), `libvirt` (its VMs), or \
+                    `nbd` (disks behind NBD servers)";
         return wrong(format!("there is no driver {:?}", host.driver), next);
     }
-    if host.driver == QEMU && host.directories.is_empty() {
-        return wrong(
-            "it names no directory".into(),
-            "name the directories of the VMs' monitors (NAME.qmp), such as /run/qemu-server",
-        );
-    }
+    check_words(host)?;
     if host.directories.len() > 64 {
         return wrong("it has more than 64 directories".into(), "spread them over several hosts");
     }
-    if let Some(relative) = host.directories.iter().find(|directory| !directory.starts_with('/')) {
+    if let Some(relative) =
+        host.directories.iter().chain(&host.tls_dir).find(|directory| !directory.starts_with('/'))
+    {
         return wrong(format!("{relative:?} is not an absolute path"), "write the whole path, from / on");
     }
     Ok(())
+}
+
+/// What each driver takes.
+fn check_words(host: &Host) -> Result<(), HostError> {
+    let wrong = |why: String, next_step| {
+        Err(HostError::Invalid { what: format!("host {:?}", host.name), why, next_step })
+    };
+    let driver = host.driver.as_str();
+    if !matches!(driver, LIBVIRT | NBD) && !host.uris.is_empty() || driver != NBD && host.tls_dir.is_some() {
+        let why = format!("URIs or certificates that the driver `{driver}` has no use for");
+        return wrong(
+            why,
+            "leave them out, or name the driver that they are for: --driver nbd, --driver libvirt",
+        );
+    }
+    match driver {
+        QEMU if host.directories.is_empty() => wrong(
+            "it names no directory".into(),
+            "name the directories of the VMs' monitors (NAME.qmp), such as /run/qemu-server",
+        ),
+        LIBVIRT => libvirt::check(host),
+        NBD if !host.directories.is_empty() => {
+            wrong("the driver `nbd` has no directories".into(), "name servers with --uri")
+        }
+        NBD => nbd::check(host),
+        _ => Ok(()),
+    }
 }

@@ -265,6 +265,7 @@ fn directories_of_images_are_vms() {
         name: "vms".into(),
         driver: "disk".into(),
         directories: [dir.path(), &gone].map(|path| path.to_str().unwrap().to_owned()).into(),
+        ..Host::default()
     };
     let registry = registry(&dir.path().join(".state"));
     registry.add(host).unwrap();
@@ -294,6 +295,7 @@ fn hosts_are_remembered() {
         name: "vms".into(),
         driver: "disk".into(),
         directories: vec![dir.path().to_str().unwrap().into()],
+        ..Host::default()
     };
     let first = registry(&state);
     assert_eq!(first.list().iter().map(|host| host.name.as_str()).collect::<Vec<_>>(), [LOCAL]);
@@ -306,6 +308,7 @@ fn hosts_are_remembered() {
         Host { name: "x".into(), driver: "esx".into(), ..host.clone() },
         Host { name: "x".into(), directories: vec!["vms".into()], ..host.clone() },
         Host { name: "x".into(), directories: vec!["/nonexistent".into()], ..host.clone() },
+        Host { name: "x".into(), uris: vec!["nbd://a/b".into()], ..host.clone() },
     ] {
         assert!(first.add(wrong).is_err());
     }

@@ -110,8 +110,8 @@ impl JobManager {
         spec: &JobSpec,
         drop_disks: bool,
     ) -> Result<(), Problem> {
-        let (_, disks) = resolve(&self.parts, spec)?;
-        check_disks(&spec.name, &disks)?;
+        let (host, disks) = resolve(&self.parts, spec)?;
+        check_disks(&spec.name, &*host, &disks)?;
         // What cannot be listed any more is not missed.
         let old = resolve(&self.parts, before).map(|(_, disks)| disks).unwrap_or_default();
         let gone = |path: &str| !disks.iter().any(|disk| disk.path == path);

@@ -69,18 +69,12 @@ pub fn mask(
     for disk in &mut snapshot.disks {
         all.push(match (wish, disk.kind) {
             (FreeSpace::Keep, _) => DiskFree::default(),
-            (FreeSpace::Auto, SnapshotKind::Watch) if allow_live => DiskFree {
-                volumes: vec![DiskVolume {
-                    name: "whole disk".into(),
-                    kind: "unknown".into(),
-                    skipped_bytes: 0,
-                    reason:
-                        "kept: no clone could be taken and changes are allowed, so its maps need not be of the moment \
-                             of its blocks"
-                            .into(),
-                }],
-                ..DiskFree::default()
-            },
+            (FreeSpace::Auto, SnapshotKind::Watch) if allow_live => kept_whole(
+                "kept: no clone could be taken and changes are allowed, so its maps need not be of the moment of its blocks",
+            ),
+            (FreeSpace::Auto, SnapshotKind::Live) => kept_whole(
+                "kept: nobody holds the disk still, so its maps need not be of the moment of its blocks",
+            ),
             (FreeSpace::Auto, _) => {
                 let found = free_space::map(&*disk.reader);
                 let free: Arc<[Extent]> = found.free.into();
@@ -93,6 +87,11 @@ pub fn mask(
         });
     }
     Ok((snapshot, all))
+}
+
+fn kept_whole(reason: &str) -> DiskFree {
+    let (name, kind, reason) = ("whole disk".into(), "unknown".into(), reason.into());
+    DiskFree { volumes: vec![DiskVolume { name, kind, skipped_bytes: 0, reason }], ..DiskFree::default() }
 }
 
 fn volume(volume: Volume) -> DiskVolume {

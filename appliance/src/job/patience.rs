@@ -115,6 +115,8 @@ impl Patience {
                 self.mismatches += 1;
                 self.again()
             }
+            // The moment is gone: only another session has another one.
+            "source_lost" => Next::GiveUp(problem),
             "busy" | "not_connected" => self.lost(&problem.to_string(), now),
             _ => {
                 let since = *self.trouble_since.get_or_insert(now);

@@ -214,7 +214,17 @@ impl Replication {
     /// A read error of a source disk.
     pub fn read_problem(&self, disk: u16, error: &std::io::Error) -> AttemptError {
         let path = self.snapshot.disks.get(disk as usize).map_or("?", |disk| disk.spec.path.as_str());
-        AttemptError::Problem(Problem::io(format!("reading {path}"), error))
+        let what = format!("reading {path}");
+        AttemptError::Problem(match error.kind() {
+            std::io::ErrorKind::NotConnected => Problem::new(
+                "source_lost",
+                what,
+                error.to_string(),
+                "look whether the server of the disk runs and can be reached; the job is tried again as it says (--retry)",
+            )
+            .retry(),
+            _ => Problem::io(what, error),
+        })
     }
 
     /// Marks the session torn, or refuses to go on.

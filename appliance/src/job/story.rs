@@ -50,7 +50,12 @@ pub fn changes(before: &Session, after: &Session) -> Vec<Line> {
     }
     if before.disks.is_empty() {
         for disk in &after.disks {
-            let text = format!("{}: {} bytes, read from a {}", disk.path, disk.virtual_bytes, disk.snapshot);
+            let how = match disk.snapshot.as_str() {
+                "export" => "from a server's export".to_owned(),
+                "live" => "as it is: nobody holds it still".to_owned(),
+                kind => format!("from a {kind}"),
+            };
+            let text = format!("{}: {} bytes, read {how}", disk.path, disk.virtual_bytes);
             lines.push(Line::info("snapshot", text));
         }
     }

@@ -67,6 +67,16 @@ impl ImageSpec {
     }
 }
 
+/// What a child is to export: the node `disk0` that its arguments make.
+pub(super) struct Serve {
+    /// For messages.
+    pub image: String,
+    /// Objects and nodes, in an order in which each finds what it names.
+    pub args: Vec<String>,
+    pub writable: bool,
+    pub disk_len: Option<u64>,
+}
+
 /// A running export. Dropping it stops and reaps the child; after writes, call [`QsdExport::close`]
 /// (or at least flush) first.
 pub struct QsdExport {
@@ -85,18 +95,25 @@ impl QsdExport {
             None => own_len(&spec)?,
         };
         check_chain(&spec)?;
+        let args =
+            blockdevs(&spec, NODE)?.iter().flat_map(|node| ["--blockdev".into(), node.to_string()]).collect();
         let image = spec.path.display().to_string();
+        Self::serve(Serve { image, args, writable: spec.writable, disk_len }, runtime_dir)
+    }
+
+    /// Starts the child, waits for it and connects.
+    pub(super) fn serve(order: Serve, runtime_dir: &Path) -> Result<Self, NbdError> {
         let dir = PrivateDir::create(runtime_dir)?;
-        let mut child = start(&spec, &dir)?;
-        wait_ready(&mut child, &dir, &image)?;
+        let mut child = start(&order, &dir)?;
+        wait_ready(&mut child, &dir, &order.image)?;
         let options = ConnectOptions {
             socket: dir.through_descriptor(SOCKET),
             export: EXPORT.into(),
-            disk_len,
-            writable: spec.writable,
+            disk_len: order.disk_len,
+            writable: order.writable,
             timeout: SILENCE_MAX,
         };
-        Ok(Self { client: NbdClient::connect(options)?, child, _dir: dir, image })
+        Ok(Self { client: NbdClient::connect(options)?, child, _dir: dir, image: order.image })
     }
 
     /// The client of this export.
@@ -211,23 +228,20 @@ fn metadata(path: &Path) -> Result<fs::Metadata, NbdError> {
     fs::metadata(path).map_err(|source| NbdError::File { path: path.into(), source })
 }
 
-fn start(spec: &ImageSpec, dir: &PrivateDir) -> Result<Running, NbdError> {
+fn start(order: &Serve, dir: &PrivateDir) -> Result<Running, NbdError> {
     let mut command = Command::new(tool_path(STORAGE_DAEMON)?);
     // Paths of the socket and the pid file are relative, for a socket's path is at most 107 bytes.
     command.current_dir(&dir.path).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
     let stderr_path = dir.path.join(STDERR_FILE);
     let stderr = File::create(&stderr_path).map_err(|source| NbdError::File { path: stderr_path, source })?;
-    command.stderr(stderr);
-    for node in blockdevs(spec, NODE)? {
-        command.arg("--blockdev").arg(node.to_string());
-    }
+    command.stderr(stderr).args(&order.args);
     command.arg("--nbd-server").arg(format!("addr.type=unix,addr.path={SOCKET},max-connections=8"));
     let export = json!({
-        "type": "nbd", "id": "export", "node-name": NODE, "name": EXPORT, "writable": spec.writable,
+        "type": "nbd", "id": "export", "node-name": NODE, "name": EXPORT, "writable": order.writable,
     });
     command.arg("--export").arg(export.to_string());
     command.arg("--pidfile").arg(PID_FILE);
-    Running::spawn(STORAGE_DAEMON, command, spec.writable)
+    Running::spawn(STORAGE_DAEMON, command, order.writable)
 }
 
 /// The nodes of qemu's block layer for an image and its chain, the deepest backing image first: a node must exist before
@@ -328,6 +342,11 @@ impl PrivateDir {
                 Err(fail(&path, source))
             }
         }
+    }
+
+    /// Where it lies, for other processes.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// A path that is short however deep the directory lies.

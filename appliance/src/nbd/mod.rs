@@ -16,7 +16,9 @@ mod export;
 mod process;
 mod protocol;
 mod qcow2;
+mod remote;
 mod status;
+mod uri;
 
 #[cfg(test)]
 mod tests;
@@ -28,8 +30,12 @@ use std::time::Duration;
 pub use bitmap::dirty_extents;
 pub use client::{ConnectOptions, NbdClient};
 pub use export::{BackingImage, ImageSpec, PrivateDir, QsdExport, blockdevs, check_chain};
-pub use process::{find_tool, qemu_img, qemu_img_within, qemu_utils_missing, run_within};
+pub use process::{
+    VIRSH, find_tool, qemu_img, qemu_img_within, qemu_utils_missing, run_tool, run_within,
+};
 pub use qcow2::{Qcow2Error, Qcow2Header, parse_qcow2_header, qcow2_check_header};
+pub use remote::{RemoteExport, list_exports};
+pub use uri::{NbdAddress, NbdUri};
 
 /// Requests in flight on one connection; qemu serves 16 at once.
 pub const DEPTH_MAX: usize = 16;

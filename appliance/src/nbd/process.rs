@@ -1,4 +1,4 @@
-//! Child processes of the qemu tools: found, started, bounded in time and output, always reaped.
+//! Child processes of the tools of qemu and libvirt: found, started, bounded in time and output, always reaped.
 //!
 //! All children are started by one thread that lives as long as vbrd: the kernel's parent-death signal
 //! follows the *thread* that forked, and the threads of a blocking pool come and go. Not its job: what
@@ -24,6 +24,8 @@ use crate::pulse;
 
 pub(super) const QEMU_IMG: &str = "qemu-img";
 pub(super) const STORAGE_DAEMON: &str = "qemu-storage-daemon";
+/// The console of libvirt.
+pub const VIRSH: &str = "virsh";
 
 /// How long `qemu_img` may take: enough for creating, checking a small image, resizing.
 const QEMU_IMG_TIME: Duration = Duration::from_secs(120);
@@ -44,7 +46,11 @@ pub fn qemu_utils_missing() -> Option<String> {
 
 /// The package of Debian that has a tool.
 fn package_of(tool: &str) -> &'static str {
-    if tool == STORAGE_DAEMON { "qemu-system-common" } else { "qemu-utils" }
+    match tool {
+        STORAGE_DAEMON => "qemu-system-common",
+        VIRSH => "libvirt-clients",
+        _ => "qemu-utils",
+    }
 }
 
 /// Runs `qemu-img` with its usual bound of two minutes and gives back its standard output.
@@ -54,10 +60,19 @@ pub fn qemu_img<S: AsRef<OsStr>>(args: &[S]) -> Result<String, NbdError> {
 
 /// Runs `qemu-img` with a bound of the caller's: a conversion takes as long as its image is large.
 pub fn qemu_img_within<S: AsRef<OsStr>>(args: &[S], timeout: Duration) -> Result<String, NbdError> {
+    run_tool(QEMU_IMG, args, timeout)
+}
+
+/// Runs a tool to its end within a bound, and gives back its standard output. Its language is C.
+pub fn run_tool<S: AsRef<OsStr>>(
+    tool: &'static str,
+    args: &[S],
+    timeout: Duration,
+) -> Result<String, NbdError> {
     let image = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect::<Vec<_>>().join(" ");
-    let mut command = Command::new(tool_path(QEMU_IMG)?);
+    let mut command = Command::new(tool_path(tool)?);
     command.args(args);
-    run_within(QEMU_IMG, command, image, timeout)
+    run_within(tool, command, image, timeout)
 }
 
 /// Runs a tool of qemu's and gives back its standard output; `image` says what it works on.
@@ -98,10 +113,9 @@ pub(super) fn words(text: &str) -> String {
 
 pub(super) fn tool_path(tool: &str) -> Result<PathBuf, NbdError> {
     find_tool(tool).ok_or_else(|| {
-        NbdError::ToolMissing(
-            qemu_utils_missing()
-                .unwrap_or_else(|| format!("{tool} was not found: apt install {}", package_of(tool))),
-        )
+        let alone = || format!("{tool} not found: apt install {}", package_of(tool));
+        let both = if tool == VIRSH { None } else { qemu_utils_missing() };
+        NbdError::ToolMissing(both.unwrap_or_else(alone))
     })
 }
 

@@ -19,16 +19,25 @@ use crate::table::{Facts, Table};
 pub enum Command {
     /// Add a host; adding the same host again changes nothing
     #[command(
-        after_help = "Examples:\n  vbrctl host add lab --directory /srv/vm --directory /srv/more\n  vbrctl host add \\\n    pve --driver qemu --directory /run/qemu-server"
+        after_help = "Examples:\n  vbrctl host add lab --directory /srv/vm --directory /srv/more\n  vbrctl host add \\\n    pve --driver qemu --directory /run/qemu-server\n  vbrctl host add \\\n    kvm1 --driver libvirt --directory /var/lib/libvirt/vbr\n  vbrctl host add \\\n    store --driver nbd --uri nbds://store.example --tls-dir /etc/vbr/tls\n  vbrctl host add \\\n    esx --driver nbd --uri 'web=nbd+unix:///?socket=/run/nbdkit/web-0.sock'"
     )]
     Add {
         name: String,
-        /// How disks are reached there: `disk` reads images and block devices, `qemu` running VMs by their monitors
-        #[arg(long, default_value = "disk", value_parser = ["disk", "qemu"])]
+        /// How disks are reached there: `disk` reads images and block devices, `qemu` running VMs by their monitors,
+        /// `libvirt` its VMs, `nbd` exports of NBD servers
+        #[arg(long, default_value = "disk", value_parser = ["disk", "qemu", "libvirt", "nbd"])]
         driver: String,
-        /// Directory whose images (or monitors, NAME.qmp) are listed as VMs; may be given several times
+        /// Directory whose images (or monitors, NAME.qmp) are listed as VMs; may be given several times. With `libvirt`: where
+        /// qemu listens, and where what guests overwrite meanwhile is kept
         #[arg(long = "directory", value_name = "PATH")]
         directories: Vec<String>,
+        /// With `nbd`: a server or an export (nbd://, nbds://, nbd+unix://, nbds+unix://), or a disk of the VM that is
+        /// named. With `libvirt`: a libvirt of this machine [default there: qemu:///system]. May be given several times
+        #[arg(long = "uri", value_name = "[VM=]URI")]
+        uris: Vec<String>,
+        /// Certificates for nbds://, in qemu's layout: ca-cert.pem, client-cert.pem, client-key.pem; or keys.psk
+        #[arg(long, value_name = "PATH")]
+        tls_dir: Option<String>,
     },
     /// List hosts
     #[command(after_help = "Example:\n  vbrctl host list")]
@@ -48,9 +57,10 @@ pub enum Command {
 impl Command {
     pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self {
-            Self::Add { name, driver, directories } => {
+            Self::Add { name, driver, directories, uris, tls_dir } => {
                 let directories = directories.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?;
-                let host = Host { name: name.clone(), driver, directories };
+                let tls_dir = tls_dir.map(|path| absolute(&path)).transpose()?;
+                let host = Host { name: name.clone(), driver, directories, uris, tls_dir };
                 let document = context.client.post_json("/v1/hosts", &host).await?;
                 let word = if document.status == 200 { "unchanged" } else { "added" };
                 context.output.done(&document, &format!("host {name} {word}"), json!({ "name": name }))?;
@@ -77,10 +87,10 @@ impl Command {
 }
 
 fn table(hosts: &[Host], view: &View) -> String {
-    let mut table = Table::new(view, &["NAME", "DRIVER", "DIRECTORIES"]);
+    let mut table = Table::new(view, &["NAME", "DRIVER", "WHERE"]);
     for host in hosts {
-        let directories = host.directories.join(" ");
-        table.row(vec![host.name.as_str().into(), host.driver.as_str().into(), directories.into()]);
+        let places: Vec<&str> = host.directories.iter().chain(&host.uris).map(String::as_str).collect();
+        table.row(vec![host.name.as_str().into(), host.driver.as_str().into(), places.join(" ").into()]);
     }
     table.finish()
 }
@@ -89,5 +99,9 @@ fn facts(host: &Host, _: &View) -> String {
     let mut facts = Facts::new();
     facts.add("Host", host.name.as_str()).add("Driver", host.driver.as_str());
     facts.add_all("Directories", host.directories.iter().cloned());
+    facts.add_all("URIs", host.uris.iter().cloned());
+    if let Some(directory) = &host.tls_dir {
+        facts.add("TLS", directory.as_str());
+    }
     facts.finish()
 }

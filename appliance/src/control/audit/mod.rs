@@ -39,6 +39,8 @@ const KEPT: &[&str] = &[
     "manage",
     "driver",
     "directories",
+    "uris",
+    "tls_dir",
     "target",
     "vm",
     "disks",

@@ -34,7 +34,7 @@ impl Running {
             floor_bytes: 0,
         });
         let directories = vec![dir.path().display().to_string()];
-        let host = Host { name: "lab".into(), driver: "qemu".into(), directories };
+        let host = Host { name: "lab".into(), driver: "qemu".into(), directories, ..Host::default() };
         let host = QemuHost::new(host, Arc::new(clones), dir.path().join("run"));
         Self { dir, qemu, host, small: None }
     }

@@ -229,6 +229,12 @@ impl FromStr for DiskArgument {
         if path.is_empty() {
             return Err("a disk starts with its path".into());
         }
+        if path.contains("://") {
+            return Err(
+                "a disk behind a server belongs to a host: vbrctl host add NAME --driver nbd --uri URI"
+                    .into(),
+            );
+        }
         let mut format = None;
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((&part, ""));
