@@ -13,6 +13,7 @@ mod session;
 mod site;
 mod storage;
 mod throttle;
+mod vm;
 mod warm;
 
 pub use audit::*;
@@ -24,6 +25,7 @@ pub use session::*;
 pub use site::*;
 pub use storage::*;
 pub use throttle::*;
+pub use vm::*;
 pub use warm::*;
 
 use serde::{Deserialize, Serialize};

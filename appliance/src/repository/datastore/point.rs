@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use vbr_api::{Moment, PointDisk, PointState, RestorePoint};
+use vbr_api::{Moment, PointDisk, PointState, RestorePoint, VmConfig};
 
 use super::lease::ReadLease;
 use super::record::{PointRecord, StateRecord, VERSION};
@@ -109,7 +109,14 @@ impl Point {
             pinned_until: state.pinned_until.filter(|_| pinned),
             kept_because: Vec::new(),
             retires_next: false,
+            vm: None,
+            vm_changes: Vec::new(),
         }
+    }
+
+    /// The VM as it was then, where its host said.
+    pub fn vm(&self) -> Option<VmConfig> {
+        self.record().ok()?.vm.clone()
     }
 
     /// The page table of a disk.
