@@ -22,5 +22,6 @@ pub mod schedule;
 pub mod supervisor;
 pub mod telemetry;
 pub mod throttle;
+pub mod vm_config;
 pub mod wire;
 pub mod worker;

@@ -152,6 +152,12 @@ pub const BATCH_ENTRIES_MAX: usize = 4096;
 pub const VOLUME_NOTES_MAX: usize = 1024;
 /// Bytes of text in one of those notes.
 pub const VOLUME_NOTE_BYTES_MAX: usize = 1024;
+/// The configuration of a VM, whole, as JSON.
+pub const VM_CONFIG_BYTES_MAX: usize = 1024 * 1024;
+/// The hypervisor's own words in it.
+pub const VM_DEFINITION_BYTES_MAX: usize = 256 * 1024;
+/// Network cards of a VM.
+pub const VM_NICS_MAX: usize = 64;
 
 /// Pages with needed chunks that wait at the source: each open page once, and each batch that may be on
 /// its way (the credit window holds some 450 of 8 KiB) asked for again in two pages.

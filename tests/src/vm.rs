@@ -45,6 +45,8 @@ pub struct Vm {
     name: String,
     disks: Vec<VmDisk>,
     guest: Option<Guest>,
+    /// More words for qemu.
+    more: Vec<String>,
     qemu: Option<Child>,
 }
 
@@ -61,9 +63,14 @@ impl Vm {
 
     fn boots(directory: &Path, name: &str, disks: &[VmDisk], guest: Option<Guest>) -> Result<Self> {
         let (directory, name, disks) = (directory.into(), name.into(), disks.to_vec());
-        let mut vm = Self { directory, name, disks, guest, qemu: None };
+        let mut vm = Self { directory, name, disks, guest, more: Vec::new(), qemu: None };
         vm.boot()?;
         Ok(vm)
+    }
+
+    /// From its next start on, qemu is given these words as well.
+    pub fn give(&mut self, more: &[&str]) {
+        self.more = more.iter().map(|word| (*word).to_owned()).collect();
     }
 
     /// Starts it again after [`kill`](Self::kill) or [`quit`](Self::quit).
@@ -87,6 +94,8 @@ impl Vm {
             "none",
             "-no-reboot",
         ]);
+        // For a device that comes later.
+        command.args(["-device", "pcie-root-port,id=hp,chassis=1"]);
         if let Some(guest) = self.guest {
             if guest != Guest::Lives {
                 let (made, mode) = (make_guest()?, if guest == Guest::Writes { "write" } else { "check" });
@@ -104,6 +113,7 @@ impl Vm {
             );
             command.args(["-drive", &drive, "-device", &format!("virtio-blk-pci,drive=drive{n},id=disk{n}")]);
         }
+        command.args(&self.more);
         let child = command.stdin(Stdio::null()).spawn().context("starting qemu-system-x86_64")?;
         self.qemu = Some(child);
         let end = Instant::now() + PATIENCE;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vbr_api::Session;
+use vbr_api::{Firmware, RestorePoint, Session};
 use vbr_tests::disk::{self, MIB};
 use vbr_tests::process::run;
 use vbr_tests::vm::{Guest, Vm, VmDisk};
@@ -171,16 +171,75 @@ fn a_restart_of_vbrd_goes_on_with_the_moment_that_the_vm_holds() -> Result<()> {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     live.world.source.kill()?;
-    // The guest writes on meanwhile; the moment stays.
+    // The guest writes on meanwhile, and gets another card; the moment stays.
     live.write(0, 250, 0, 8 * MIB)?;
+    live.vm.order("device_add", &serde_json::json!({ "driver": "e1000", "id": "late", "bus": "hp" }))?;
     live.world.source.start()?;
     live.world.source.ok(&["job", "edit", "web", "--rate", "none"])?;
     let session = live.world.wait("web")?;
     ensure!(session.session == begun.session && session.resumed > 0, "{session:?}");
     live.world.prove_latest("web", &[&moment, &data])?;
+    let cards = || -> Result<usize> {
+        let point: RestorePoint = live.world.target.json(&["restore-point", "show", "web@latest"])?;
+        Ok(point.vm.context("no configuration")?.nics.len())
+    };
+    ensure!(cards()? == 0, "the card came after the moment");
     // And the next one knows what was written since.
     let next = live.run()?;
     ensure!(next.tracked && next.bytes.read == 8 * MIB, "{next:?}");
+    ensure!(next.vm_changes.len() == 1 && cards()? == 1, "{next:?}");
+    live.prove()
+}
+
+/// What the VM is besides its disks is part of its restore points, and what changed in it is told at both sites.
+#[test]
+fn the_configuration_of_a_vm_travels_with_its_moment() -> Result<()> {
+    let mut live = Live::new()?;
+    let point = |live: &Live| -> Result<RestorePoint> {
+        live.world.target.json(&["restore-point", "show", "web@latest"])
+    };
+    let first = live.run()?;
+    ensure!(first.vm_changes.is_empty(), "{first:?}");
+    let shown = point(&live)?;
+    let vm = shown.vm.clone().context("no configuration")?;
+    ensure!((vm.cpus, vm.memory_bytes, vm.machine.as_str()) == (1, 192 * MIB, "q35"), "{vm:?}");
+    ensure!((vm.firmware, vm.source.as_str(), vm.nics.len()) == (Firmware::Bios, "qemu", 0), "{vm:?}");
+    ensure!(vm.disks.iter().map(|disk| disk.bus.as_str()).eq(["virtio", "virtio"]), "{vm:?}");
+    ensure!(shown.vm_changes.is_empty(), "{shown:?}");
+
+    live.vm.quit()?;
+    let card = "virtio-net-pci,netdev=n0,mac=52:54:00:ab:cd:ef";
+    live.vm.give(&["-m", "256", "-smp", "2", "-netdev", "user,id=n0", "-device", card]);
+    live.vm.boot()?;
+    live.write(0, 9, 0, MIB)?;
+    let second = live.run()?;
+    let expected = [
+        "processors: 1 -> 2",
+        "memory: 192 MiB -> 256 MiB",
+        "network card 52:54:00:ab:cd:ef added (virtio-net-pci, network user)",
+    ];
+    ensure!(second.vm_changes == expected && second.warnings.is_empty(), "{second:?}");
+    let shown = point(&live)?;
+    ensure!(shown.vm_changes == expected, "{shown:?}");
+    let text = live.world.target.ok(&["restore-point", "show", "web@latest"])?;
+    for words in ["2 processors, 256.0 MiB of memory, q35, bios", "192 MiB -> 256 MiB", "52:54:00:ab:cd:ef"] {
+        ensure!(text.contains(words), "{words:?} is not in\n{text}");
+    }
+    let log = live.world.source.ok(&["job", "log", "web"])?;
+    ensure!(log.contains("processors: 1 -> 2"), "{log}");
+    ensure!(
+        live.run()?.vm_changes.is_empty() && point(&live)?.vm_changes.is_empty(),
+        "nothing changed since"
+    );
+
+    // A target that does not know of it goes on without.
+    live.world.target.stop()?;
+    live.world.target.set_environment(&[("VBR_PROTOCOL", Path::new("1:31"))]);
+    live.world.target.start()?;
+    live.world.wait_connected(std::time::Duration::from_secs(40))?;
+    live.write(1, 9, 0, MIB)?;
+    live.run()?;
+    ensure!(point(&live)?.vm.is_none());
     live.prove()
 }
 

@@ -79,6 +79,9 @@ pub struct Session {
     pub consistent: Option<bool>,
     /// What an operator should know although the session goes on or succeeded.
     pub warnings: Vec<String>,
+    /// How the VM's configuration differs from that of the job's last restore point.
+    #[serde(default)]
+    pub vm_changes: Vec<String>,
     /// The last decision on compression; none before a batch was made.
     #[serde(default)]
     pub compression: Option<Compression>,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{KeepCalendar, Moment};
+use crate::{KeepCalendar, Moment, VmConfig};
 
 /// A VM's copy at this site.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -103,6 +103,12 @@ pub struct RestorePoint {
     /// It would retire once one more is sealed.
     #[serde(default)]
     pub retires_next: bool,
+    /// The VM as it was then, where its host says; only where one point is shown.
+    #[serde(default)]
+    pub vm: Option<VmConfig>,
+    /// How that differs from the point before; only where one point is shown.
+    #[serde(default)]
+    pub vm_changes: Vec<String>,
 }
 
 /// `POST /v1/restore-points/pin`: at most one of both; for good without.

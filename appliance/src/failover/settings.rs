@@ -28,7 +28,7 @@ pub(super) struct Settings {
 impl Settings {
     /// As the restore point tells it, with cards that reach nobody.
     pub fn of(point: &Point) -> Self {
-        let known = point.vm_config();
+        let known = point.vm();
         let mut warnings = Vec::new();
         if known.is_none() {
             warnings.push(format!(
@@ -46,7 +46,27 @@ impl Settings {
             definition: None,
         });
         let bridges = vec![None; vm.nics.len()];
-        Self { vm, bridges, warnings }
+        Self { vm, bridges, warnings }.startable()
+    }
+
+    /// What a hypervisor has that is not started here becomes the nearest that is, and that is said.
+    fn startable(mut self) -> Self {
+        if !matches!(self.vm.machine.as_str(), "q35" | "pc") {
+            self.warnings
+                .push(format!("its machine is {:?} at the source; it is started as q35", self.vm.machine));
+            self.vm.machine = "q35".into();
+        }
+        for disk in &mut self.vm.disks {
+            if !matches!(disk.bus.as_str(), "virtio" | "scsi" | "sata" | "ide") {
+                let text = format!(
+                    "disk {} is attached by {:?} at the source; it is attached by sata (--bus says otherwise)",
+                    disk.disk, disk.bus
+                );
+                self.warnings.push(text);
+                disk.bus = "sata".into();
+            }
+        }
+        self
     }
 
     /// With what an order says, checked.
@@ -135,6 +155,18 @@ mod tests {
         let all = changed.changed(&all, &site).unwrap();
         assert_eq!(all.bridges, vec![Some("br1".to_owned()); 3]);
         assert_eq!(all.isolated().bridges, vec![None; 3]);
+    }
+
+    #[test]
+    fn what_is_not_started_here_becomes_the_nearest_that_is() {
+        let mut settings = with_nics(&[]);
+        settings.vm.machine = "microvm".into();
+        let disk = |disk: u16, bus: &str| VmConfigDisk { disk, bus: bus.into(), boot_index: Some(1) };
+        settings.vm.disks = vec![disk(0, "nvme"), disk(1, "scsi")];
+        let known = settings.startable();
+        assert_eq!(known.vm.machine, "q35");
+        assert_eq!(known.vm.disks, [disk(0, "sata"), disk(1, "scsi")]);
+        assert_eq!(known.warnings.len(), 2);
     }
 
     #[test]

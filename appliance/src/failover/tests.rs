@@ -27,6 +27,7 @@ fn site(dir: &Path) -> (Arc<Failovers>, Arc<Replica>) {
             snapshot_identity: "moment".into(),
             snapshot_at: Moment::UNIX_EPOCH,
             disks: vec![disk],
+            vm: None,
         };
         let building = replica.begin(&begin).unwrap();
         building.seal(SealSpec { consistent: true, now: Moment::now(), volumes: vec![] }).unwrap();

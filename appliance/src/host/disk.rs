@@ -65,7 +65,16 @@ impl DiskHost {
         }
         let identity = identity(&disks, taken_at, one_moment);
         let transport_mode = transport_mode(&disks);
-        Ok(VmSnapshot { disks, identity, taken_at, one_moment, transport_mode, warnings, hold: None })
+        Ok(VmSnapshot {
+            disks,
+            identity,
+            taken_at,
+            one_moment,
+            transport_mode,
+            warnings,
+            hold: None,
+            config: None,
+        })
     }
 
     fn open_held(
@@ -232,7 +241,16 @@ impl SourceHost for DiskHost {
         }
         let (identity, transport_mode) = (identity.to_owned(), transport_mode(&disks));
         let warnings = Vec::new();
-        Ok(Some(VmSnapshot { disks, identity, taken_at, one_moment, transport_mode, warnings, hold: None }))
+        Ok(Some(VmSnapshot {
+            disks,
+            identity,
+            taken_at,
+            one_moment,
+            transport_mode,
+            warnings,
+            hold: None,
+            config: None,
+        }))
     }
 }
 

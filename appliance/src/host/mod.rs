@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use vbr_api::{DiskSpec, Power, Vm};
+use vbr_api::{DiskSpec, Power, Vm, VmConfig};
 
 pub use clones::{CloneConfig, CloneStore};
 pub use disk::DiskHost;
@@ -150,6 +150,9 @@ pub struct VmSnapshot {
     pub warnings: Vec<String>,
     /// Where the moment is held elsewhere.
     pub hold: Option<Box<dyn Hold>>,
+    /// What the VM was then besides its disks, where the host knows: its disks are those of the request. None where the
+    /// snapshot was opened again: what it was then is known to whoever took it.
+    pub config: Option<VmConfig>,
 }
 
 impl VmSnapshot {

@@ -150,6 +150,7 @@ impl Driver {
         let sealed = matches!(end, End::Sealed { .. });
         if sealed {
             self.note_compared().await;
+            self.note_vm().await;
         }
         release(snapshot, sealed).await;
         end
@@ -242,7 +243,7 @@ impl Driver {
         let mut sampler = JoinSet::new();
         sampler.spawn(sample(counting.clone()));
         let counted = Counted(counting);
-        let work = replicate(&ctx, channel, self.open(&ctx));
+        let work = replicate(&ctx, channel, self.open(&ctx, &peer));
         let result = watched(&self.handle, self.parts.waits.stall, work).await;
         let result = result.unwrap_or_else(|stalled| Err(stalled.into()));
         drop((sampler, counted));
@@ -347,7 +348,7 @@ impl Driver {
         Ok(ctx)
     }
 
-    fn open(&self, ctx: &Replication) -> Open {
+    fn open(&self, ctx: &Replication, peer: &PeerRecord) -> Open {
         let disks = ctx.snapshot.disks.iter().enumerate().map(|(n, disk)| OpenDisk {
             source_path: disk.spec.path.clone(),
             disk_len: disk.reader.len(),
@@ -363,6 +364,7 @@ impl Driver {
             disks: disks.collect(),
             keep: self.spec.keep,
             keep_calendar: self.spec.keep_calendar,
+            vm: self.vm_for(peer).map(Box::new),
         }
     }
 

@@ -54,6 +54,7 @@ mod target;
 mod tending;
 mod tracked;
 mod transmit;
+mod vm;
 mod warm;
 mod warm_disk;
 

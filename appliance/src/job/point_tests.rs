@@ -42,6 +42,7 @@ fn target() -> Target {
         snapshot_identity: "one".into(),
         snapshot_at: Moment::now(),
         disks: vec![BeginDisk { source_path: "/a.img".into(), disk_len: DISK_LEN }],
+        vm: None,
     };
     let building = stores.for_session(None, &spec).unwrap().begin(&begin).unwrap();
     let resolver = Resolver::new(cache.clone(), stores, KEY);

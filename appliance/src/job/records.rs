@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vbr_api::{JobSpec, Moment, Session};
+use vbr_api::{JobSpec, Moment, Session, VmConfig};
 
 use super::log::jobs_in;
 use crate::database::{Batch, Database, DatabaseError, cf};
@@ -18,6 +18,8 @@ use crate::limits::HISTORY_SESSIONS_MAX;
 const RPO_MISSED: &[u8] = b"job/rpo-missed";
 /// Before a job's name: when all of its disks were read and compared last.
 const COMPARED: &str = "job/compared/";
+/// Before a job's name: what its VM was at its last restore point.
+const VM: &str = "job/vm/";
 
 /// A session that is not over.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +39,9 @@ pub struct SessionRecord {
     /// earlier releases.
     #[serde(default)]
     pub spec: Option<JobSpec>,
+    /// The VM at that moment, where its host says.
+    #[serde(default)]
+    pub vm: Option<VmConfig>,
 }
 
 /// Where records live.
@@ -82,6 +87,24 @@ impl Records {
         batch.put(cf::META, format!("{COMPARED}{job}").into_bytes(), value);
         if let Err(error) = self.0.write(batch, false) {
             tracing::debug!(%error, job, "when the disks were compared is not kept");
+        }
+    }
+
+    /// The VM of a job at its last restore point, as far as is known.
+    pub fn vm(&self, job: &str) -> Option<VmConfig> {
+        let kept = self.0.get(cf::META, format!("{VM}{job}").as_bytes()).ok().flatten()?;
+        serde_json::from_slice(&kept).ok()
+    }
+
+    /// Keeps that; losing it costs a note.
+    pub fn note_vm(&self, job: &str, vm: Option<&VmConfig>) {
+        let (key, mut batch) = (format!("{VM}{job}").into_bytes(), Batch::default());
+        match vm.map(serde_json::to_vec) {
+            Some(Ok(value)) => batch.put(cf::META, key, value),
+            _ => batch.delete(cf::META, key),
+        }
+        if let Err(error) = self.0.write(batch, false) {
+            tracing::debug!(%error, job, "what the VM was is not kept");
         }
     }
 

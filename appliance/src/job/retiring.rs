@@ -140,6 +140,7 @@ mod tests {
                 snapshot_identity: session.into(),
                 snapshot_at: now,
                 disks: vec![BeginDisk { source_path: "/a.img".into(), disk_len: 1 << 20 }],
+                vm: None,
             };
             let building = replica.begin(&begin).unwrap();
             building.seal(SealSpec { consistent: true, now, volumes: Vec::new() }).unwrap();

@@ -84,6 +84,7 @@ impl JobManager {
             allow_live: request.allow_live,
             ordered,
             spec: Some(spec.clone()),
+            vm: None,
         });
         let spec = record.spec.clone().unwrap_or(spec);
         record.ordered |= ordered;
@@ -246,6 +247,7 @@ pub(super) fn blank(spec: &JobSpec) -> Session {
         restore_point: None,
         consistent: None,
         warnings: Vec::new(),
+        vm_changes: Vec::new(),
         compression: None,
         retry_number: 0,
         waits_for: None,

@@ -11,6 +11,7 @@ use vbr_api::{DiskSpec, JobSpec, SessionDisk};
 use super::driver::Driver;
 use super::free::mask;
 use super::parts::Parts;
+use super::vm::fitting;
 use crate::block::Geometry;
 use crate::error::Problem;
 use crate::host::{SnapshotRequest, SourceHost, VmSnapshot};
@@ -46,12 +47,14 @@ impl Driver {
         self.free = free.into();
         if !reopened {
             self.record.snapshot_at_ms = snapshot.taken_at.as_millisecond();
+            self.record.vm = snapshot.config.take().and_then(fitting);
             if self.record.snapshot_identity.take().is_some() {
                 self.new_moment().await;
             }
         }
         self.record.snapshot_identity = Some(snapshot.identity.clone());
         self.describe(&snapshot);
+        self.tell_vm_changes().await;
         self.keep_record().await?;
         Ok(snapshot)
     }

@@ -59,6 +59,11 @@ pub fn changes(before: &Session, after: &Session) -> Vec<Line> {
             lines.push(Line::info("snapshot", text));
         }
     }
+    if before.vm_changes != after.vm_changes && !after.vm_changes.is_empty() {
+        let text =
+            format!("the VM is another than at the last restore point: {}", after.vm_changes.join("; "));
+        lines.push(Line::info("vm_changed", text));
+    }
     for warning in after.warnings.iter().skip(before.warnings.len()) {
         lines.push(Line::warning("warning", warning.as_str()));
     }
@@ -186,6 +191,18 @@ mod tests {
         assert_eq!((events(&lines), lines[0].level), (vec!["failed"], "error"));
         assert_eq!(lines[0].text, "job web failed: disk: gone; look");
         assert_eq!(lines[0].tell, Some(NotifyEvent::Failure));
+    }
+
+    #[test]
+    fn what_changed_in_the_vm_is_told_once() {
+        let running = session(SessionState::Running);
+        let vm_changes = vec!["memory: 2 GiB -> 4 GiB".to_string(), "disk 1 added (virtio)".to_string()];
+        let changed = Session { vm_changes, ..running.clone() };
+        let lines = changes(&running, &changed);
+        let text =
+            "the VM is another than at the last restore point: memory: 2 GiB -> 4 GiB; disk 1 added (virtio)";
+        assert_eq!((lines[0].level, lines[0].event, lines[0].text.as_str()), ("info", "vm_changed", text));
+        assert!(changes(&changed, &changed).is_empty());
     }
 
     #[test]

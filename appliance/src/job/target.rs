@@ -376,6 +376,7 @@ fn begin(replica: &Arc<Replica>, open: &Open) -> Result<Arc<Building>, Problem> 
             .iter()
             .map(|disk| BeginDisk { source_path: disk.source_path.clone(), disk_len: disk.disk_len })
             .collect(),
+        vm: open.vm.as_deref().cloned(),
     };
     if let Some(base) = &open.base {
         let point = replica.point(base)?;

@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use vbr_api::{Moment, PinRequest, Removed, Replica, RestorePoint, VerifyReport};
+use vbr_api::{Moment, PinRequest, Removed, Replica, RestorePoint, VerifyReport, VmConfig};
 
 use crate::control::{Export, PointRef, ReplicaOrders, ReplicaRef};
 use crate::error::Problem;
 use crate::job::TargetService;
 use crate::repository::datastore::{self, Datastores, Point};
 use crate::repository::{export, retention, verify};
+use crate::vm_config::differences;
 use crate::wire::Wire;
 
 /// Replicas and restore points kept here.
@@ -56,7 +57,8 @@ impl Replicas {
         let replica = self.find(&point.replica)?;
         let found = replica.point(&point.point)?;
         let explained = self.explained(&replica).into_iter().find(|point| point.id == found.id());
-        Ok(explained.unwrap_or_else(|| found.meta()))
+        let (vm, vm_changes) = configuration(&replica, &found);
+        Ok(RestorePoint { vm, vm_changes, ..explained.unwrap_or_else(|| found.meta()) })
     }
 
     /// What stands against removing a point by hand, and what force overrides.
@@ -92,6 +94,16 @@ impl Replicas {
         point.mark_verified(report.ok, Moment::now())?;
         Ok(report)
     }
+}
+
+/// The VM as it was at a point, and what is another than at the point before.
+fn configuration(replica: &datastore::Replica, point: &Point) -> (Option<VmConfig>, Vec<String>) {
+    let Some(vm) = point.vm() else { return (None, Vec::new()) };
+    let points = replica.points();
+    let mut earlier = points.iter().rev().skip_while(|other| other.id() != point.id()).skip(1);
+    let before = earlier.find_map(|other| other.vm());
+    let changes = before.map(|before| differences(&before, &vm)).unwrap_or_default();
+    (Some(vm), changes)
 }
 
 impl ReplicaOrders for Replicas {

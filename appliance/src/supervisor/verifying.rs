@@ -237,6 +237,8 @@ mod tests {
             pinned_until: None,
             kept_because: Vec::new(),
             retires_next: false,
+            vm: None,
+            vm_changes: Vec::new(),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::limits::{
     BATCH_ENTRIES_MAX, BATCH_PLAIN_BYTES_MAX, PREFIX_BYTES_MAX, PROBE_BASES_MAX, PROBE_CHUNKS_MAX,
     VOLUME_NOTE_BYTES_MAX, VOLUME_NOTES_MAX,
 };
+use crate::vm_config;
 
 /// What a message or request is refused for.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -99,17 +100,24 @@ impl Message {
 /// The record, and behind it what came later: older appliances do not read so far, and write less.
 fn encode_open(open: &Open) -> Bytes {
     let record = pack(open);
-    if open.keep_calendar.is_empty() {
+    let vm = open.vm.as_ref().map(|vm| pack(&vm_config::encode(vm)));
+    if open.keep_calendar.is_empty() && vm.is_none() {
         return record;
     }
-    [record, pack(&open.keep_calendar)].concat().into()
+    [record, pack(&open.keep_calendar), vm.unwrap_or_default()].concat().into()
 }
 
 fn decode_open(body: &[u8]) -> Result<Open, DecodeError> {
     let malformed = |e: postcard::Error| DecodeError::Malformed { kind: kind::OPEN, why: e.to_string() };
     let (mut open, rest) = postcard::take_from_bytes::<Open>(body).map_err(malformed)?;
     if !rest.is_empty() {
-        (open.keep_calendar, _) = postcard::take_from_bytes(rest).map_err(malformed)?;
+        let (calendar, rest) = postcard::take_from_bytes(rest).map_err(malformed)?;
+        open.keep_calendar = calendar;
+        if !rest.is_empty() {
+            let (vm, _) = postcard::take_from_bytes::<&[u8]>(rest).map_err(malformed)?;
+            let unfit = |why| DecodeError::Malformed { kind: kind::OPEN, why };
+            open.vm = Some(Box::new(vm_config::decode(vm).map_err(unfit)?));
+        }
     }
     Ok(open)
 }
@@ -204,7 +212,7 @@ pub fn unpack<'a, T: Deserialize<'a>>(kind: u8, body: &'a [u8]) -> Result<T, Dec
 mod tests {
     use super::*;
     use crate::block::ShortId;
-    use vbr_api::KeepCalendar;
+    use vbr_api::{KeepCalendar, VmConfig};
 
     use crate::wire::message::{BlockOffer, Codec, Entry, Held, OpenDisk, PrefixFrom, PrefixRun};
 
@@ -260,6 +268,7 @@ mod tests {
             disks: vec![OpenDisk { source_path: "/a".into(), disk_len: 300, base_root: None }],
             keep: Some(14),
             keep_calendar: KeepCalendar::default(),
+            vm: None,
         };
         let old = "200173037765620001017001690a01022f61ac0200010e";
         assert_eq!(data_encoding::HEXLOWER.encode(&bytes(&Message::Open(open.clone()))), old);
@@ -268,9 +277,32 @@ mod tests {
         open.keep_calendar = KeepCalendar { daily: 7, weekly: 4, monthly: 12, yearly: 300 };
         let new = bytes(&Message::Open(open.clone()));
         assert_eq!(data_encoding::HEXLOWER.encode(&new), format!("{old}07040cac02"));
-        back(&Message::Open(open));
-        assert_eq!(unpack::<Open>(kind::OPEN, &new[1..]), Ok(without), "as an older appliance reads it");
+        back(&Message::Open(open.clone()));
+        assert_eq!(
+            unpack::<Open>(kind::OPEN, &new[1..]),
+            Ok(without.clone()),
+            "as an older appliance reads it"
+        );
         assert!(Message::decode(kind::OPEN, Bytes::from(new[1..new.len() - 1].to_vec())).is_err());
+        // And what the VM is, behind that.
+        open.keep_calendar = KeepCalendar::default();
+        let vm = VmConfig { nics: vec![], disks: vec![], ..crate::vm_config::tests::sample() };
+        open.vm = Some(Box::new(vm));
+        let newer = bytes(&Message::Open(open.clone()));
+        let json = concat!(
+            r#"{"cpus":2,"memory_bytes":2147483648,"machine":"q35","firmware":"bios","nics":[],"disks":[],"#,
+            r#""source":"qemu","definition":null}"#
+        );
+        assert_eq!(
+            data_encoding::HEXLOWER.encode(&newer[..newer.len() - json.len()]),
+            format!("{old}000000007d")
+        );
+        assert_eq!(&newer[newer.len() - json.len()..], json.as_bytes());
+        back(&Message::Open(open));
+        assert_eq!(unpack::<Open>(kind::OPEN, &newer[1..]), Ok(without));
+        let mut unfit = newer.clone();
+        unfit[newer.len() - json.len() + 8] = b'0'; // No processors.
+        assert!(Message::decode(kind::OPEN, Bytes::from(unfit[1..].to_vec())).is_err());
     }
 
     #[test]

@@ -35,7 +35,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use vbr_api::KeepCalendar;
+use vbr_api::{KeepCalendar, VmConfig};
 
 pub use super::encoding::{DecodeError, kind, pack, unpack};
 pub use super::requests::{
@@ -80,6 +80,9 @@ pub struct Open {
     /// target that does not know it ignores it, and then lets go by `keep` alone.
     #[serde(skip)]
     pub keep_calendar: KeepCalendar,
+    /// What the VM is besides its disks, at the moment of the snapshot: behind that, as JSON, so that it may grow.
+    #[serde(skip)]
+    pub vm: Option<Box<VmConfig>>,
 }
 
 /// The target is ready.

@@ -45,6 +45,7 @@
 //! | 1 | bit 2: retention | what a job asks to keep by the calendar, behind the record of OPEN; the request of what would retire under it |
 //! | 1 | bit 3: sites | the requests of [`site_requests`]: grants, orders of a remote console, a new identity |
 //! | 1 | bit 4: seed | the request to make an image or a replica known as the seed of a first run |
+//! | 1 | bit 5: VM configuration | the VM's configuration (JSON, at most 1 MiB), behind the calendar in OPEN |
 //!
 //! # Frames
 //!
@@ -154,8 +155,10 @@ pub mod capability {
     pub const SITES: u64 = 8;
     /// Answers [`Request::Seed`](super::message::Request::Seed).
     pub const SEED: u64 = 16;
+    /// Keeps the configuration of the VM that a restore point is of.
+    pub const VM_CONFIG: u64 = 32;
     /// All of ours.
-    pub const ALL: u64 = BUNDLES | SHARED_FILTER | RETENTION | SITES | SEED;
+    pub const ALL: u64 = BUNDLES | SHARED_FILTER | RETENTION | SITES | SEED | VM_CONFIG;
 }
 
 pub mod accounting;

@@ -18,6 +18,7 @@ const LEAVES: &[&str] = &[
     "schedule",
     "telemetry",
     "throttle",
+    "vm_config",
     "worker",
 ];
 

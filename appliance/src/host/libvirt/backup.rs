@@ -329,6 +329,7 @@ impl LibvirtHost {
             one_moment: true,
             transport_mode: "network",
             warnings: Vec::new(),
+            config: None,
             hold: Some(Box::new(held)),
         })
     }

@@ -221,7 +221,16 @@ impl SourceHost for NbdHost {
         let disks = opened.into_iter().map(|(disk, _)| disk).collect();
         let identity = format!("nbd.{}.{}", taken_at.as_nanosecond(), request.session);
         let transport_mode = "network";
-        Ok(VmSnapshot { disks, identity, taken_at, one_moment, transport_mode, warnings, hold: None })
+        Ok(VmSnapshot {
+            disks,
+            identity,
+            taken_at,
+            one_moment,
+            transport_mode,
+            warnings,
+            config: None,
+            hold: None,
+        })
     }
 
     fn reopen(&self, request: &SnapshotRequest, _: &str) -> Result<Option<VmSnapshot>, HostError> {

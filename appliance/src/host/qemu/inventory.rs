@@ -1,6 +1,6 @@
 //! What a running VM says of its disks: parsed from `query-block`. Pure.
 //!
-//! A disk is a device with a writable medium that cannot be taken out. Names of what we add to a VM follow from the name
+//! A disk is a device with a writable medium that cannot be taken out; the flash of a firmware is none. Names of what we add to a VM follow from the name
 //! of the node below, so that whatever an earlier vbrd left behind is known again without a record of it.
 
 use serde_json::Value;
@@ -10,6 +10,8 @@ use vbr_api::{DiskFormat, DiskSpec};
 pub(super) const OURS: &str = "vbr-";
 /// Bitmaps that are ours: `vbr:JOB:SESSION`.
 const BITMAP: &str = "vbr:";
+/// Where the machine has its firmware and what that remembers: qemu lets nobody between it and its image.
+const FLASH: &str = "/machine/system.flash";
 
 /// A change-tracking bitmap of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +77,8 @@ pub(super) fn disks(answer: &Value) -> Vec<LiveDisk> {
 
 fn disk(device: &Value) -> Option<LiveDisk> {
     let inserted = device.get("inserted")?;
-    if device["removable"] == true || inserted["ro"] == true {
+    let flash = device["qdev"].as_str().is_some_and(|device| device.starts_with(FLASH));
+    if device["removable"] == true || inserted["ro"] == true || flash {
         return None;
     }
     let image = &inserted["image"];
@@ -122,6 +125,7 @@ mod tests {
         let all = json!([
             disk("/a", false, false),
             disk("/cd", true, false),
+            disk("/machine/system.flash1", false, false),
             disk("/b", false, true),
             empty,
             no_device

@@ -8,6 +8,7 @@
 //! taken up again by the same one. A monitor serves one client at a time, so it is connected to for moments only. Bounds:
 //! those of `host`, one snapshot a VM at once.
 
+mod config;
 mod inventory;
 mod power;
 pub(super) mod qmp;
@@ -303,6 +304,9 @@ impl SourceHost for QemuHost {
         })
         .map_err(failed)?;
         let disks = wanted(snapshot::look(&mut monitor).map_err(failed)?, request)?;
+        let config = config::read(&mut monitor, &disks);
+        let config =
+            config.inspect_err(|error| tracing::warn!(vm, %error, "the VM does not tell what it is"));
         let taken = self.set_up(&mut monitor, &path, request, &disks);
         let taken_at = Timestamp::now();
         let opened =
@@ -318,7 +322,7 @@ impl SourceHost for QemuHost {
         if let Some(pause) = pause {
             tracing::info!(vm, pause_ms = pause.as_millis() as u64, "the guest stood still for its snapshot");
         }
-        Ok(self.held(claim, request, disks, taken_at, dir))
+        Ok(VmSnapshot { config: config.ok(), ..self.held(claim, request, disks, taken_at, dir) })
     }
 
     fn reopen(&self, request: &SnapshotRequest, identity: &str) -> Result<Option<VmSnapshot>, HostError> {
@@ -399,6 +403,7 @@ impl QemuHost {
             transport_mode: "network",
             warnings: Vec::new(),
             hold: Some(Box::new(Held { claim, job, session, scratch, _dir: dir })),
+            config: None,
         }
     }
 }

@@ -83,7 +83,9 @@ fn boot(dir: &Path) -> Child {
         .args(["-device", "virtio-blk-pci,drive=d0,id=disk0"])
         .args(["-blockdev", "driver=file,filename=b.raw,node-name=bf"])
         .args(["-blockdev", "driver=raw,file=bf,node-name=braw"])
-        .args(["-device", "virtio-blk-pci,drive=braw,id=disk1"])
+        .args(["-device", "virtio-blk-pci,drive=braw,id=disk1,bootindex=2"])
+        .args(["-smp", "3", "-netdev", "user,id=n0", "-nic", "none"])
+        .args(["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:AB:00:01", "-device", "e1000,id=second"])
         .stdin(Stdio::null())
         .stdout(said)
         .spawn()
@@ -275,4 +277,73 @@ fn a_record_with_a_gap_is_dropped() {
     assert_eq!(runs(&second.disks[0], "s1"), None);
     assert_eq!(runs(&second.disks[1], "s1"), Some(Vec::new()));
     second.release(true);
+}
+
+#[test]
+fn what_the_vm_is_comes_with_its_moment() {
+    let vm = Running::start();
+    let request = vm.request("s1");
+    let first = vm.host.snapshot(&request).unwrap();
+    let config = first.config.clone().unwrap();
+    assert_eq!((config.cpus, config.memory_bytes, config.machine.as_str()), (3, 64 << 20, "q35"));
+    assert_eq!((config.firmware, config.source.as_str()), (vbr_api::Firmware::Bios, "qemu"));
+    let disks: Vec<_> = config.disks.iter().map(|d| (d.disk, d.bus.as_str(), d.boot_index)).collect();
+    assert_eq!(disks, [(0, "virtio", None), (1, "virtio", Some(2))]);
+    let nics: Vec<_> = config.nics.iter().map(|nic| (nic.model.as_str(), nic.network.as_str())).collect();
+    assert_eq!(nics.len(), 2, "{nics:?}");
+    assert!(nics.contains(&("virtio-net-pci", "user")) && nics.contains(&("e1000", "")), "{nics:?}");
+    assert!(config.nics.iter().any(|nic| nic.mac == "52:54:00:ab:00:01"), "{:?}", config.nics);
+    assert_eq!(crate::vm_config::check(&config), Ok(()));
+    // What it was then is known to whoever took it.
+    let identity = first.identity.clone();
+    drop(first);
+    let again = vm.host.reopen(&request, &identity).unwrap().unwrap();
+    assert_eq!(again.config, None);
+    again.release(false);
+}
+
+/// A firmware in flash, and what it remembers, are no disks.
+#[test]
+fn a_uefi_machine_is_one_and_its_flash_is_no_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in [("fw", 2 * MIB), ("vars", MIB), ("a", 4 * MIB), ("b", 4 * MIB), ("c", 4 * MIB)] {
+        fs::File::create(dir.path().join(format!("{name}.raw"))).unwrap().set_len(bytes).unwrap();
+    }
+    let qemu = Command::new("qemu-system-x86_64")
+        .current_dir(dir.path())
+        .args(["-machine", "q35,accel=tcg", "-m", "64", "-nodefaults", "-display", "none", "-S"])
+        .args(["-qmp", "unix:web.qmp,server=on,wait=off"])
+        .args(["-drive", "if=pflash,unit=0,format=raw,file=fw.raw,readonly=on"])
+        .args(["-drive", "if=pflash,unit=1,format=raw,file=vars.raw"])
+        .args(["-device", "virtio-scsi-pci,id=sc0", "-drive", "if=none,id=a,format=raw,file=a.raw"])
+        .args(["-device", "scsi-hd,drive=a,bus=sc0.0", "-drive", "if=none,id=b,format=raw,file=b.raw"])
+        .args(["-device", "ide-hd,drive=b,bus=ide.0", "-device", "piix3-ide,id=old"])
+        .args(["-drive", "if=none,id=c,format=raw,file=c.raw", "-device", "ide-hd,drive=c,bus=old.0"])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("qemu-system-x86 is installed (make deps)");
+    let _ended = Ended(qemu);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut monitor = loop {
+        match Qmp::connect(&dir.path().join("web.qmp")) {
+            Ok(monitor) => break monitor,
+            Err(error) => assert!(Instant::now() < deadline, "qemu does not come up: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let disks = snapshot::look(&mut monitor).unwrap();
+    let config = config::read(&mut monitor, &disks).unwrap();
+    assert_eq!(config.firmware, vbr_api::Firmware::Uefi);
+    let buses: Vec<_> = config.disks.iter().map(|disk| disk.bus.as_str()).collect();
+    assert_eq!(buses, ["scsi", "sata", "ide"]);
+}
+
+/// Killed when dropped.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

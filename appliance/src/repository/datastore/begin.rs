@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
-use vbr_api::{Moment, name_is_valid};
+use vbr_api::{Moment, VmConfig, name_is_valid};
 
 use super::building::{Building, ChangeLog, DiskPages, lock};
 use super::building_disk::BuildingDisk;
@@ -41,6 +41,8 @@ pub struct BeginSpec {
     pub snapshot_at: Moment,
     /// In order; the index is the disk's number.
     pub disks: Vec<BeginDisk>,
+    /// The VM at that moment, where its host says.
+    pub vm: Option<VmConfig>,
 }
 
 /// A disk of a point that is to be built.
@@ -97,6 +99,7 @@ impl Replica {
             base: spec.base.as_ref().and(base.as_ref()).map(|point| point.id().to_string()),
             base_disks,
             disks,
+            vm: spec.vm.clone(),
         };
         let root = &self.shared.core.root;
         PagesWriter::create(root, &self.shared.pages_dir().join(pages_name(&spec.session)))?;

@@ -278,6 +278,7 @@ impl Building {
             consistent: spec.consistent,
             changed_bytes: self.changed_bytes(),
             disks: self.record.disks.clone(),
+            vm: self.record.vm.clone(),
         };
         for (n, tables) in self.tables.iter().enumerate() {
             let mut manifest = lock(&tables.current).clone();

@@ -112,7 +112,14 @@ impl Point {
             pinned_until: state.pinned_until.filter(|_| pinned),
             kept_because: Vec::new(),
             retires_next: false,
+            vm: None,
+            vm_changes: Vec::new(),
         }
+    }
+
+    /// The VM as it was then, where its host said.
+    pub fn vm(&self) -> Option<VmConfig> {
+        self.record().ok()?.vm.clone()
     }
 
     /// The page table of a disk.
@@ -187,11 +194,6 @@ impl Point {
     /// Where the picture of such a test lies.
     pub fn boot_picture(&self) -> PathBuf {
         self.shared.point_dir(&self.id).join("boot.png")
-    }
-
-    /// The VM that its disks were of, where its source told.
-    pub fn vm_config(&self) -> Option<VmConfig> {
-        None
     }
 
     /// Chunks that its last verification found damaged, and mended.

@@ -5,9 +5,10 @@
 //! before anything acts on them. No key of a dedup domain is ever among them, only its tag.
 
 use serde::{Deserialize, Serialize};
-use vbr_api::{DiskFormat, DiskVolume, KeepCalendar, Moment, name_is_valid};
+use vbr_api::{DiskFormat, DiskVolume, KeepCalendar, Moment, VmConfig, name_is_valid};
 
 use crate::limits::{DISK_BYTES_MAX, DISKS_MAX};
+use crate::vm_config;
 
 /// The version of all records. A higher one was written by a newer vbr and is left alone.
 pub const VERSION: u32 = 1;
@@ -68,6 +69,9 @@ pub struct PointRecord {
     pub changed_bytes: u64,
     /// In order; the index is the disk's number.
     pub disks: Vec<DiskRecord>,
+    /// The VM at that moment, where its host says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<VmConfig>,
 }
 
 /// One disk of a point.
@@ -150,6 +154,9 @@ pub struct BuildingRecord {
     pub base_disks: Vec<Option<u16>>,
     /// As in [`PointRecord`].
     pub disks: Vec<DiskRecord>,
+    /// The VM at the moment of that snapshot: what a session that goes on says later is of another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<VmConfig>,
 }
 
 /// `cursor.json`: how far a building is durable.
@@ -229,6 +236,7 @@ impl PointRecord {
         if self.disks.iter().any(|disk| !is_hex(&disk.root, 64)) {
             return Err("a root in it is not valid".into());
         }
+        self.vm.as_ref().map_or(Ok(()), vm_config::check)?;
         check_disks(&self.disks)
     }
 }
@@ -243,6 +251,7 @@ impl BuildingRecord {
         if self.base.as_ref().is_some_and(|base| !name_is_valid(base)) {
             return Err("a name in it is not valid".into());
         }
+        self.vm.as_ref().map_or(Ok(()), vm_config::check)?;
         check_disks(&self.disks)
     }
 }

@@ -139,6 +139,7 @@ fn spec(session: &str, base: Option<&str>, disks: &Disks) -> BeginSpec {
             .iter()
             .map(|(path, data)| BeginDisk { source_path: path.clone(), disk_len: data.len() as u64 })
             .collect(),
+        vm: Some(crate::vm_config::tests::sample()),
     }
 }
 

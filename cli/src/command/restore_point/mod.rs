@@ -19,6 +19,7 @@ use crate::show::{self, Watch};
 use crate::table::{Cell, Facts, Table, Tone, section};
 
 mod export;
+mod machine;
 
 /// Moments of a replica that can be started or exported; named REPLICA@ID or REPLICA@latest
 #[derive(Subcommand, Debug)]
@@ -322,10 +323,14 @@ fn facts(point: &RestorePoint, view: &View) -> String {
             (None, _) => "never".into(),
         },
     );
-    let mut disks = Table::new(view, &["#", ">VIRTUAL", "FORMAT", "FILE", "SOURCE", "+ROOT"]);
+    if let Some(vm) = &point.vm {
+        machine::add(&mut facts, vm, &point.vm_changes);
+    }
+    let mut disks = Table::new(view, &["#", "BUS", ">VIRTUAL", "FORMAT", "FILE", "SOURCE", "+ROOT"]);
     for disk in &point.disks {
         disks.row(vec![
             disk.index.to_string().into(),
+            machine::bus(point.vm.as_ref(), disk.index).into(),
             human::size(disk.virtual_bytes).into(),
             disk.format.as_str().into(),
             disk.file.as_str().into(),
@@ -333,7 +338,8 @@ fn facts(point: &RestorePoint, view: &View) -> String {
             disk.root.as_str().into(),
         ]);
     }
-    format!("{}{}", facts.finish(), section("Disks", &disks.finish()))
+    let cards = point.vm.as_ref().map(|vm| machine::cards(vm, view)).unwrap_or_default();
+    format!("{}{}{cards}", facts.finish(), section("Disks", &disks.finish()))
 }
 
 /// Reasons for people.

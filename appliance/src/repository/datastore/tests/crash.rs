@@ -115,6 +115,7 @@ fn what_was_acknowledged_survives_a_power_failure() {
         let subject = replica(&stores);
         assert_eq!(subject.points().len(), 1);
         check_point(&subject.latest().unwrap(), &disks);
+        assert_eq!(subject.latest().unwrap().vm(), Some(crate::vm_config::tests::sample()));
         assert!(stores.warnings().is_empty());
     }
 }
