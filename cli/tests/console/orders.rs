@@ -331,6 +331,25 @@ fn excluding_names_the_other_disks() {
 }
 
 #[test]
+fn hosts_behind_servers_and_libvirts_go_as_they_are_written() {
+    let fake = Fake::start(healthy);
+    let order =
+        ["host", "add", "lab", "--driver", "nbd", "--uri", "web=nbds://gate/web", "--uri", "nbds://store"];
+    let run = fake.run(&[&order[..], &["--tls-dir", "/etc/vbr/tls"]].concat());
+    assert_eq!(run.code, 0, "{run:?}");
+    let body: serde_json::Value = serde_json::from_str(&fake.seen.lock().unwrap()[0].body).unwrap();
+    assert_eq!(body["uris"], serde_json::json!(["web=nbds://gate/web", "nbds://store"]));
+    assert_eq!((&body["driver"], &body["tls_dir"]), (&"nbd".into(), &"/etc/vbr/tls".into()));
+    // What is not said is not sent: an older vbrd takes the others as ever.
+    let run = fake.run(&["host", "add", "lab", "--directory", "/srv/vm"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    let body = fake.seen.lock().unwrap()[1].body.clone();
+    assert!(!body.contains("uris") && !body.contains("tls_dir"), "{body}");
+    let disk = fake.run(&["job", "create", "new", "--disk", "nbd://gate/web", "--target", "dr"]);
+    assert!(disk.code == 2 && disk.err.contains("--driver nbd"), "{disk:?}");
+}
+
+#[test]
 fn a_script_is_not_asked_and_no_input_wants_yes() {
     let fake = Fake::start(healthy);
     let run = fake.run(&["job", "remove", "web", "--no-input"]);
