@@ -115,12 +115,13 @@ impl TargetVm {
                 jobs.as_array().into_iter().flatten().find(|found| found["device"] == job.as_str());
             let found =
                 nodes.as_array().into_iter().flatten().find(|found| found["node-name"] == name.as_str());
-            let size = found.and_then(|found| found["image"]["virtual-size"].as_u64()).unwrap_or(0);
+            let found = found.ok_or_else(|| failed(QmpError::Protocol(format!("it has no {name}"))))?;
+            let size = found["image"]["virtual-size"].as_u64().unwrap_or(0);
             sum.total_bytes += size;
             if let Some(job) = under_way {
                 runs = true;
                 sum.done_bytes += share(job, size);
-            } else if found.is_some_and(|found| found["backing_file_depth"].as_u64() > Some(0)) {
+            } else if found["image"]["backing-filename"].is_string() {
                 runs = true;
                 if begin {
                     let order = json!({ "job-id": job, "device": name, "on-error": "stop" });

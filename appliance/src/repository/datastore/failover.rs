@@ -24,6 +24,7 @@ use super::shared::image_name;
 use super::stage::{Order, Refused, Stage};
 use super::{files, lease};
 use crate::limits::DISKS_MAX;
+use crate::nbd::qcow2_check_header;
 use crate::repository::RepositoryError;
 
 /// `failover.json`.
@@ -175,10 +176,19 @@ impl Replica {
         self.step(self.failover()?.stage, order).map(drop)
     }
 
-    /// Notes that the images rest on nothing any more, and lets the restore point go.
+    /// Notes that the images rest on nothing any more, and lets the restore point go. Their own headers have to say so: what
+    /// lies below may be removed from then on.
     pub fn note_flattened(&self) -> Result<(), RepositoryError> {
         let _work = self.work();
         let mut record = self.failover()?;
+        let disks = record.started.as_ref().map_or(0, |started| started.disk_lens.len());
+        for disk in 0..disks {
+            let path = self.failover_dir().join(image_name(disk, DiskFormat::Qcow2));
+            qcow2_check_header(&path, false).map_err(|source| RepositoryError::Tool {
+                what: format!("the commit of {}", self.shared.title()),
+                source,
+            })?;
+        }
         if let Some(started) = &mut record.started {
             started.flattened = true;
         }

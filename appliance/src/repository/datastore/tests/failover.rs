@@ -84,6 +84,7 @@ fn what_runs_rests_upon_its_point_and_nobody_replicates_into_it() {
     for (point, disks) in replica.points().iter().zip(&contents) {
         check_point(point, disks);
     }
+    replica.discard("s3").unwrap();
     replica.retire(&first).unwrap();
     let base = replica.points()[1].id().to_owned();
     make_point(&replica, "s5", Some(&base), &next);
