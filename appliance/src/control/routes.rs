@@ -16,7 +16,7 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
     let get_ = |path, handler| (Method::GET, path, handler);
     let post_ = |path, handler| (Method::POST, path, handler);
     let delete_ = |path, handler| (Method::DELETE, path, handler);
-    vec![
+    let mut all = vec![
         get_("/v1/status", get(site::status)),
         get_("/v1/config", get(site::config)),
         get_("/v1/cache", get(site::cache)),
@@ -74,13 +74,6 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         post_("/v1/restore-points/pin", post(points::pin)),
         post_("/v1/restore-points/unpin", post(points::unpin)),
         get_("/v1/restore-points/export", get(points::export)),
-        get_("/v1/failovers", get(failovers::list)),
-        get_("/v1/failovers/one", get(failovers::show)),
-        post_("/v1/failovers/start", post(failovers::start)),
-        post_("/v1/failovers/test", post(failovers::test)),
-        post_("/v1/failovers/planned", post(failovers::planned)),
-        post_("/v1/failovers/undo", post(failovers::undo)),
-        post_("/v1/failovers/commit", post(failovers::commit)),
         get_("/v1/throttle", get(throttle::list)),
         post_("/v1/throttle", post(throttle::set)),
         delete_("/v1/throttle", delete(throttle::clear_all)),
@@ -94,6 +87,20 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         post_("/v1/state/export", post(life::export_state)),
         post_("/v1/state/import", life::import_route()),
         get_("/v1/openapi.json", get(document)),
+    ];
+    all.extend(failover_table());
+    all
+}
+
+fn failover_table() -> [(Method, &'static str, MethodRouter<Api>); 7] {
+    [
+        (Method::GET, "/v1/failovers", get(failovers::list)),
+        (Method::GET, "/v1/failovers/one", get(failovers::show)),
+        (Method::POST, "/v1/failovers/start", post(failovers::start)),
+        (Method::POST, "/v1/failovers/test", post(failovers::test)),
+        (Method::POST, "/v1/failovers/planned", post(failovers::planned)),
+        (Method::POST, "/v1/failovers/undo", post(failovers::undo)),
+        (Method::POST, "/v1/failovers/commit", post(failovers::commit)),
     ]
 }
 

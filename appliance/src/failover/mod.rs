@@ -218,7 +218,7 @@ impl Failovers {
             start_ms: started_ms.get(&replica.key()).copied().unwrap_or_default(),
             written_bytes: replica.failover_bytes(),
             directory: replica.failover_dir().display().to_string(),
-            flatten: flatten.transpose()?.flatten(),
+            flatten: flatten.transpose()?,
         })
     }
 

@@ -57,15 +57,13 @@ impl Failovers {
         Ok(())
     }
 
-    /// How far that is; none where it is over, or not begun.
-    pub(super) fn flattened(
-        &self,
-        vm: &TargetVm,
-        started: &StartedRecord,
-    ) -> Result<Option<Flatten>, Problem> {
+    /// How far that is. It is over only once the record says so.
+    pub(super) fn flattened(&self, vm: &TargetVm, started: &StartedRecord) -> Result<Flatten, Problem> {
+        let total_bytes = started.disk_lens.iter().sum();
         Ok(match vm.flatten_progress(started.disk_lens.len())? {
-            Some(Flattening::Runs(done)) => Some(done),
-            Some(Flattening::Done) | None => None,
+            Some(Flattening::Runs(done)) => done,
+            Some(Flattening::Done) => Flatten { done_bytes: total_bytes, total_bytes },
+            None => Flatten { done_bytes: 0, total_bytes },
         })
     }
 }

@@ -105,8 +105,7 @@ impl Appliance {
             started_at: Moment::now(),
         }));
         let datastores = stores.datastores.clone();
-        let failovers = failing_over(&lock(&config), &stores, &target, &wire, &tasks);
-        failovers.tend(&workers, &stop);
+        let failovers = failing_over(&lock(&config), &stores, &target, &wire, (&workers, &tasks, &stop));
         let throttle = Throttling {
             rules: stores.throttle,
             wire: wire.clone(),
@@ -119,11 +118,7 @@ impl Appliance {
             peers: Arc::new(Peers { wire: wire.clone(), target: target.clone() }),
             hosts: Arc::new(Hosts { hosts: stores.hosts, jobs: jobs.clone() }),
             jobs: Arc::new(Jobs(jobs.clone())),
-            replicas: Arc::new(Replicas {
-                target: target.clone(),
-                stores: stores.datastores,
-                wire: wire.clone(),
-            }),
+            replicas: replicas(stores.datastores, &target, &wire),
             throttle: Arc::new(throttle),
             housekeeping: Arc::new(Housekeeping { workers, jobs: jobs.clone(), notifier }),
             warmings: Arc::new(WarmingOrders { warmings, wire: wire.clone() }),
@@ -254,22 +249,28 @@ async fn serve_metrics(api: Api, listener: TcpListener) {
     }
 }
 
+fn replicas(stores: Arc<Datastores>, target: &Arc<TargetService>, wire: &Wire) -> Arc<Replicas> {
+    Arc::new(Replicas { target: target.clone(), stores, wire: wire.clone() })
+}
+
 fn failing_over(
     config: &Config,
     stores: &Stores,
     target: &Arc<TargetService>,
     wire: &Wire,
-    tasks: &TaskTracker,
+    (workers, tasks, stop): (&Workers, &TaskTracker, &CancellationToken),
 ) -> Arc<FailingOver> {
     let stores = stores.datastores.clone();
-    Arc::new(FailingOver {
+    let failing_over = FailingOver {
         failovers: Failovers::new(stores.clone(), config.failover.clone()),
         stores,
         target: target.clone(),
         consoles: Arc::new(Consoles { wire: wire.clone() }),
         soon: Arc::default(),
         tasks: tasks.clone(),
-    })
+    };
+    failing_over.tend(workers, stop);
+    Arc::new(failing_over)
 }
 
 fn source_stores(
