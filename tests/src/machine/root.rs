@@ -15,17 +15,14 @@ use crate::process::{exists, finish};
 
 /// What a machine has before anything of ours is there.
 const INCLUDE: [&str; 5] = ["systemd", "systemd-sysv", "dbus", "iproute2", "procps"];
-/// What is installed in a machine later.
-const LATER: [&str; 1] = ["qemu-system-x86"];
 /// Changes when what this module makes changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 1;
 
 /// The base root for machines that `package` is installed in; made where it is missing.
 pub fn prepare(package: &Package) -> Result<PathBuf> {
     let suite = suite()?;
     ensure!(exists("debootstrap"), "debootstrap is missing: apt-get install debootstrap");
-    let mut wanted: BTreeSet<String> = package.wanted()?;
-    wanted.extend(LATER.map(Into::into));
+    let wanted: BTreeSet<String> = package.wanted()?;
     let key = format!("{VERSION} {suite} {INCLUDE:?} {wanted:?}\n");
     let place = cache()?.join("debian-root");
     let (root, mark) = (place.join("root"), place.join("key"));

@@ -4,7 +4,6 @@
 //! that fails shows both journals. Owns machines and link. Not its job: what the suites in `tests/tests` prove of
 //! replication without systemd.
 
-mod failover;
 mod package;
 pub mod probe;
 mod sandbox;
@@ -207,7 +206,6 @@ pub fn run(package: &Package, probe: &Path) -> Result<()> {
         system.replicate()
     })?;
     service::run(&system)?;
-    failover::run(&system)?;
     package::upgrade(&system)?;
     sandbox::run(&system, probe)?;
     package::remove(&system)?;
