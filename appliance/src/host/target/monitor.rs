@@ -135,14 +135,7 @@ impl TargetVm {
             return Ok(Some(Flattening::Runs(sum)));
         }
         if begin {
-            // What was copied is durable before anything below may go.
-            for n in 0..disks {
-                let order = json!({ "command-line": format!("qemu-io {} flush", node(n)) });
-                let said = monitor.execute("human-monitor-command", &order).map_err(failed)?;
-                if said != "" {
-                    return Err(failed(QmpError::Protocol(format!("flush: {said}"))));
-                }
-            }
+            (0..disks).try_for_each(|n| let_go(&mut monitor, n, &nodes)).map_err(failed)?;
         }
         Ok(Some(Flattening::Done))
     }
@@ -220,6 +213,26 @@ impl TargetVm {
             next_step: "try again; qemu's own words are in the log of vbrd",
         }
     }
+}
+
+/// What was copied is durable before anything below may go; then qemu closes what lay below, which it would keep locked.
+fn let_go(monitor: &mut Qmp, disk: usize, nodes: &Value) -> Result<(), QmpError> {
+    let name = node(disk);
+    let order = json!({ "command-line": format!("qemu-io {name} flush") });
+    let said = monitor.execute("human-monitor-command", &order)?;
+    if said != "" {
+        return Err(QmpError::Protocol(format!("flush: {said}")));
+    }
+    let known = |name: &str| nodes.as_array().into_iter().flatten().any(|found| found["node-name"] == name);
+    // The nearest first: a node that another rests upon cannot go.
+    let mut below = 1;
+    while known(&format!("{name}-{below}")) {
+        for node in [format!("{name}-{below}"), format!("{name}-{below}-file")] {
+            monitor.execute("blockdev-del", &json!({ "node-name": node }))?;
+        }
+        below += 1;
+    }
+    Ok(())
 }
 
 /// Of a disk, by how far its job says it is.
