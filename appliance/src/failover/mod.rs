@@ -62,8 +62,7 @@ impl Failovers {
     /// One replica.
     pub fn show(&self, replica: &Replica) -> Result<Failover, Problem> {
         let record = replica.failover()?;
-        let vm =
-            record.started.as_ref().map(|started| self.shown_vm(replica, &record, started)).transpose()?;
+        let vm = record.started.as_ref().map(|started| self.shown_vm(replica, &record, started));
         Ok(Failover {
             replica: replica.name().into(),
             site: replica.site().into(),
@@ -76,8 +75,8 @@ impl Failovers {
         })
     }
 
-    /// Starts the VM from a restore point; replication into it ends with that. A replica that is failed over already and whose
-    /// VM is off is started again, as it was.
+    /// Starts the VM from a restore point; replication into it ends with that. One that cannot be started leaves the replica as
+    /// it was. A replica that is failed over already and whose VM is off is started again, as it was.
     pub fn start(
         &self,
         replica: &Arc<Replica>,
@@ -90,6 +89,7 @@ impl Failovers {
         let warnings = match (record.stage, record.started) {
             (Stage::Failover | Stage::Permanent, Some(started)) => {
                 self.again(replica, point, request, started)?;
+                self.run(replica)?;
                 Vec::new()
             }
             _ => {
@@ -97,11 +97,11 @@ impl Failovers {
                 let point = replica.point(point)?;
                 let settings = self.settings(&point, request)?;
                 replica.begin_failover(Order::Start, &point, settings.started(&point, false)?)?;
+                self.run(replica).map_err(|problem| self.give_back(replica, problem))?;
                 tracing::warn!(point = point.id(), "{} is failed over", title(replica));
                 settings.warnings
             }
         };
-        self.run(replica)?;
         self.note_time(replica, begun);
         Ok(Failover { warnings, ..self.show(replica)? })
     }
@@ -145,6 +145,21 @@ impl Failovers {
         replica.undo_failover()?;
         tracing::info!("{} takes sessions again", title(replica));
         Ok(())
+    }
+
+    /// Nothing has run: the replica is as it was before the order.
+    fn give_back(&self, replica: &Arc<Replica>, problem: Problem) -> Problem {
+        match self.undo_now(replica) {
+            Ok(()) => problem,
+            Err(undone) => Problem {
+                why: format!(
+                    "{}; and the replica could not be given back to replication: {}",
+                    problem.why, undone.why
+                ),
+                next_step: "correct what it says, then vbrctl failover undo".into(),
+                ..problem
+            },
+        }
     }
 
     /// The images are there, and so is what they belong to: nothing but how the VM is started may be changed.
@@ -196,12 +211,7 @@ impl Failovers {
         Ok(target::start(&spec)?)
     }
 
-    fn shown_vm(
-        &self,
-        replica: &Replica,
-        record: &FailoverRecord,
-        started: &StartedRecord,
-    ) -> Result<StartedVm, Problem> {
+    fn shown_vm(&self, replica: &Replica, record: &FailoverRecord, started: &StartedRecord) -> StartedVm {
         let vm = TargetVm::at(&replica.failover_dir());
         // Who asks must not wait for a VM that hangs, and learns of it.
         let run_state = vm
@@ -210,7 +220,7 @@ impl Failovers {
         let flatten =
             (record.stage == Stage::Permanent && !started.flattened).then(|| self.flattened(&vm, started));
         let started_ms = self.started_ms.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(StartedVm {
+        StartedVm {
             name: format!("{}.{}", replica.site(), replica.name()),
             run_state,
             cpus: started.vm.cpus,
@@ -218,8 +228,8 @@ impl Failovers {
             start_ms: started_ms.get(&replica.key()).copied().unwrap_or_default(),
             written_bytes: replica.failover_bytes(),
             directory: replica.failover_dir().display().to_string(),
-            flatten: flatten.transpose()?,
-        })
+            flatten,
+        }
     }
 
     fn note_time(&self, replica: &Replica, begun: Instant) {

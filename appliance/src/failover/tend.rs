@@ -58,12 +58,13 @@ impl Failovers {
     }
 
     /// How far that is. It is over only once the record says so.
-    pub(super) fn flattened(&self, vm: &TargetVm, started: &StartedRecord) -> Result<Flatten, Problem> {
+    pub(super) fn flattened(&self, vm: &TargetVm, started: &StartedRecord) -> Flatten {
         let total_bytes = started.disk_lens.iter().sum();
-        Ok(match vm.flatten_progress(started.disk_lens.len())? {
-            Some(Flattening::Runs(done)) => done,
-            Some(Flattening::Done) => Flatten { done_bytes: total_bytes, total_bytes },
-            None => Flatten { done_bytes: 0, total_bytes },
-        })
+        match vm.flatten_progress(started.disk_lens.len()) {
+            Ok(Some(Flattening::Runs(done))) => done,
+            Ok(Some(Flattening::Done)) => Flatten { done_bytes: total_bytes, total_bytes },
+            // Off, or it cannot be asked: its state tells that.
+            Ok(None) | Err(_) => Flatten { done_bytes: 0, total_bytes },
+        }
     }
 }

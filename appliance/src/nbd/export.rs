@@ -34,7 +34,7 @@ const READY_TIME: Duration = Duration::from_secs(120);
 /// A writer is given this long to write back its metadata when it is closed.
 const CLOSE_TIME: Duration = Duration::from_secs(30);
 /// Images in one chain.
-const CHAIN_MAX: usize = 200;
+pub const CHAIN_MAX: usize = 200;
 
 /// A declared backing image.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 pub use bitmap::dirty_extents;
 pub use client::{ConnectOptions, NbdClient};
-pub use export::{BackingImage, ImageSpec, PrivateDir, QsdExport, blockdevs, check_chain};
+pub use export::{BackingImage, CHAIN_MAX, ImageSpec, PrivateDir, QsdExport, blockdevs, check_chain};
 pub use process::{VIRSH, find_tool, qemu_img, qemu_img_within, qemu_utils_missing, run_tool, run_within};
 pub use qcow2::{Qcow2Error, Qcow2Header, parse_qcow2_header, qcow2_check_header};
 pub use remote::{RemoteExport, list_exports};

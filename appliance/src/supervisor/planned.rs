@@ -45,8 +45,8 @@ pub(super) async fn planned(
     found.allows(crate::repository::datastore::Order::Start)?;
     let source = Source::find(&failing_over.consoles, found.site(), found.name()).await?;
     source.replicate().await?;
-    source.power(Power::ShutDown, request.shutdown_ms).await?;
     let started = async {
+        source.power(Power::ShutDown, request.shutdown_ms).await?;
         let point = source.replicate().await?;
         let name = format!("{}/{}@{point}", found.site(), found.name());
         request.start.point.clone_from(&name);
@@ -55,33 +55,8 @@ pub(super) async fn planned(
     };
     match started.await {
         Ok(failover) => Ok(source.switched_off(failover).await),
-        Err(problem) => {
-            // A start that was refused has left the replica as the VM; it is given back.
-            let undone = tokio::task::block_in_place(|| match found.stage().has_images() {
-                true => failing_over.undo(&replica).map(drop),
-                false => Ok(()),
-            });
-            if let Err(undone) = undone {
-                return Err(Problem {
-                    why: format!("{}; and it could not be undone: {}", problem.why, undone.why),
-                    ..problem
-                });
-            }
-            match source.power(Power::On, None).await {
-                Ok(()) => Err(Problem {
-                    why: format!("{}; the VM runs at its source again", problem.why),
-                    ..problem
-                }),
-                Err(off) => Err(Problem {
-                    why: format!(
-                        "{}; the VM is shut down at its source, and could not be started again: {}",
-                        problem.why, off.why
-                    ),
-                    next_step: format!("start it there: vbrctl vm power {} on", source.vm),
-                    ..problem
-                }),
-            }
-        }
+        // A start that fails leaves the replica as it was; and what somebody else started meanwhile is not ours to undo.
+        Err(problem) => Err(source.switched_on(problem).await),
     }
 }
 
@@ -124,6 +99,21 @@ impl<'a> Source<'a> {
         let request = PowerRequest { vm: self.vm.clone(), power, within_ms };
         let body = serde_json::to_vec(&request).unwrap_or_default();
         self.order::<One<PowerRequest>>("POST", "/v1/vms/power".into(), body).await.map(drop)
+    }
+
+    /// It does not run here: it runs there again. Also where the order to shut down failed: its answer alone may be lost.
+    async fn switched_on(&self, problem: Problem) -> Problem {
+        match self.power(Power::On, None).await {
+            Ok(()) => Problem { why: format!("{}; the VM runs at its source", problem.why), ..problem },
+            Err(off) => Problem {
+                why: format!(
+                    "{}; the VM may be shut down at its source, and could not be started again: {}",
+                    problem.why, off.why
+                ),
+                next_step: format!("start it there: vbrctl vm power {} on", self.vm),
+                ..problem
+            },
+        }
     }
 
     /// It runs here now; that it is still there, standing, is told where it cannot be helped.

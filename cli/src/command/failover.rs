@@ -97,6 +97,12 @@ pub struct VmOptions {
     /// for none. May be given several times, the first that fits
     #[arg(long = "network", value_name = "[FROM=]BRIDGE", value_parser = parse_network)]
     networks: Vec<NetworkMap>,
+    #[command(flatten)]
+    hardware: Hardware,
+}
+
+#[derive(Args, Debug, Default)]
+pub struct Hardware {
     /// Processors
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
@@ -124,18 +130,8 @@ pub struct TestArgs {
     /// Leave it running; `failover undo` ends it
     #[arg(long)]
     keep: bool,
-    /// Processors
-    #[arg(long, value_name = "N")]
-    cpus: Option<u32>,
-    /// Memory, such as 4GiB
-    #[arg(long, value_name = "SIZE", value_parser = human::parse_size)]
-    memory: Option<u64>,
-    /// What starts its operating system
-    #[arg(long, value_enum)]
-    firmware: Option<FirmwareOption>,
-    /// How its disks are attached
-    #[arg(long, value_enum)]
-    bus: Option<Bus>,
+    #[command(flatten)]
+    hardware: Hardware,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -212,8 +208,7 @@ fn runs(failover: &Failover) -> String {
 
 impl VmOptions {
     fn request(self, point: String) -> FailoverRequest {
-        let Self { networks, cpus, memory, firmware, bus } = self;
-        request(point, networks, (cpus, memory, firmware, bus))
+        self.hardware.request(point, self.networks)
     }
 }
 
@@ -234,30 +229,27 @@ fn done(context: &Context, document: &Document, line: impl Fn(&Failover) -> Stri
     Ok(())
 }
 
-type Changes = (Option<u32>, Option<u64>, Option<FirmwareOption>, Option<Bus>);
-
-fn request(
-    point: String,
-    networks: Vec<NetworkMap>,
-    (cpus, memory, firmware, bus): Changes,
-) -> FailoverRequest {
-    let firmware = firmware.map(|firmware| match firmware {
-        FirmwareOption::Bios => Firmware::Bios,
-        FirmwareOption::Uefi => Firmware::Uefi,
-    });
-    let bus = bus.map(|bus| match bus {
-        Bus::Virtio => "virtio",
-        Bus::Scsi => "scsi",
-        Bus::Sata => "sata",
-        Bus::Ide => "ide",
-    });
-    FailoverRequest { point, cpus, memory_bytes: memory, firmware, bus: bus.map(Into::into), networks }
+impl Hardware {
+    fn request(self, point: String, networks: Vec<NetworkMap>) -> FailoverRequest {
+        let firmware = self.firmware.map(|firmware| match firmware {
+            FirmwareOption::Bios => Firmware::Bios,
+            FirmwareOption::Uefi => Firmware::Uefi,
+        });
+        let bus = self.bus.map(|bus| match bus {
+            Bus::Virtio => "virtio",
+            Bus::Scsi => "scsi",
+            Bus::Sata => "sata",
+            Bus::Ide => "ide",
+        });
+        let (cpus, memory_bytes) = (self.cpus, self.memory);
+        FailoverRequest { point, cpus, memory_bytes, firmware, bus: bus.map(Into::into), networks }
+    }
 }
 
 impl TestArgs {
     async fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let Self { point, expect, within, keep, cpus, memory, firmware, bus } = self;
-        let start = request(point, Vec::new(), (cpus, memory, firmware, bus));
+        let Self { point, expect, within, keep, hardware } = self;
+        let start = hardware.request(point, Vec::new());
         let within_ms = within.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
         let request = TestRequest { start, expect, within_ms, keep };
         let document = context.client.post_json_patiently(&format!("{PATH}/test"), &request).await?;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Parser;
 use vbr_tests::bench::{self, Effort};
 
-/// Measures figures: unchanged cold link parallel latency accounting fair hundred throttle resume incompressible rss, and
+/// Measures figures: unchanged cold link parallel latency accounting fair hundred failover bitmaps throttle resume incompressible rss, and
 /// `benchmarks`: sequence side-by-side wall source-cache anchor-memory rack second-branch thirty overhead document.
 ///
 /// The image sequence is made in the cache directory where it is missing; VBR_WORKLOAD=DIR names another.

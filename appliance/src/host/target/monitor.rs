@@ -19,6 +19,7 @@ use super::arguments::{CONSOLE, MONITOR, PID_FILE, node};
 use super::{Flattening, RunState};
 use crate::host::HostError;
 use crate::host::qemu::qmp::{Qmp, QmpError};
+use crate::nbd::CHAIN_MAX;
 
 /// For a VM to end when it is told to.
 const END_TIME: Duration = Duration::from_secs(20);
@@ -61,7 +62,8 @@ impl TargetVm {
     pub fn stop(&self) -> Result<(), HostError> {
         let _turn = self.turn();
         match self.connect() {
-            Ok(None) => return Ok(()),
+            // It does not run, or has not come as far as its monitor.
+            Ok(None) => {}
             Ok(Some(mut monitor)) => drop(monitor.execute("quit", &json!({}))),
             Err(error) => tracing::warn!(%error, directory = %self.directory.display(), "the VM is killed"),
         }
@@ -82,13 +84,6 @@ impl TargetVm {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
-    }
-
-    /// Asks the guest to switch itself off.
-    pub fn power_down(&self) -> Result<(), HostError> {
-        let _turn = self.turn();
-        let Some(mut monitor) = self.connect()? else { return Ok(()) };
-        monitor.execute("system_powerdown", &json!({})).map(drop).map_err(|error| self.failed(error))
     }
 
     /// Copies into its disks what still lies below them, while it runs; to be ordered again until it is done. None where it is off.
@@ -224,13 +219,10 @@ fn let_go(monitor: &mut Qmp, disk: usize, nodes: &Value) -> Result<(), QmpError>
         return Err(QmpError::Protocol(format!("flush: {said}")));
     }
     let known = |name: &str| nodes.as_array().into_iter().flatten().any(|found| found["node-name"] == name);
-    // The nearest first: a node that another rests upon cannot go.
-    let mut below = 1;
-    while known(&format!("{name}-{below}")) {
-        for node in [format!("{name}-{below}"), format!("{name}-{below}-file")] {
-            monitor.execute("blockdev-del", &json!({ "node-name": node }))?;
-        }
-        below += 1;
+    // The nearest first: a node that another rests upon cannot go. Some may have gone before, where this was interrupted.
+    let below = (1..=CHAIN_MAX).flat_map(|n| [format!("{name}-{n}"), format!("{name}-{n}-file")]);
+    for node in below.filter(|node| known(node)) {
+        monitor.execute("blockdev-del", &json!({ "node-name": node }))?;
     }
     Ok(())
 }

@@ -323,6 +323,11 @@ fn facts(point: &RestorePoint, view: &View) -> String {
             (None, _) => "never".into(),
         },
     );
+    let booted = point.booted_at.map(|at| {
+        let result = if point.booted_ok == Some(true) { "good" } else { "FAILED" };
+        format!("{result}, {}", human::age(at, view.now))
+    });
+    facts.add_some("Test by starting", booted);
     if let Some(vm) = &point.vm {
         machine::add(&mut facts, vm, &point.vm_changes);
     }
