@@ -6,6 +6,7 @@
 //! `service` speaks to systemd.
 
 pub mod appliance;
+mod booting;
 mod consoles;
 mod doctor;
 mod failovers;

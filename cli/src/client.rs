@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST, USER_AGENT};
-use hyper::{Method, Request, Response};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE, USER_AGENT};
+use hyper::http::request::Builder;
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -133,6 +135,17 @@ impl Client {
         Err(refusal(&document, path))
     }
 
+    /// A connection that speaks another protocol from here on.
+    pub async fn upgrade(&self, path: &str, protocol: &'static str) -> Result<TokioIo<Upgraded>, Failure> {
+        let request = self.request(Method::GET, path).header(CONNECTION, "upgrade").header(UPGRADE, protocol);
+        let (response, _driver) = self.send_request(request, path, None).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(&self.collect(response).await?, path));
+        }
+        let upgraded = hyper::upgrade::on(response).await;
+        Ok(TokioIo::new(upgraded.map_err(|error| self.lost(&error))?))
+    }
+
     async fn order(
         &self,
         method: Method,
@@ -175,6 +188,27 @@ impl Client {
         path: &str,
         body: Option<String>,
     ) -> Result<(Response<Incoming>, JoinSet<()>), Failure> {
+        self.send_request(self.request(method, path), path, body).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> Builder {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "vbrd")
+            .header(USER_AGENT, concat!("vbrctl/", env!("CARGO_PKG_VERSION")));
+        match &self.site {
+            Some(site) => request.header(SITE_HEADER, site),
+            None => request,
+        }
+    }
+
+    async fn send_request(
+        &self,
+        mut request: Builder,
+        path: &str,
+        body: Option<String>,
+    ) -> Result<(Response<Incoming>, JoinSet<()>), Failure> {
         let stream = self.connect().await.map_err(|error| unreachable(&self.socket, &error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -182,16 +216,8 @@ impl Client {
         let mut driver = JoinSet::new();
         driver.spawn(async move {
             // What breaks the connection also breaks the request or the body, which report it.
-            let _ = connection.await;
+            let _ = connection.with_upgrades().await;
         });
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, "vbrd")
-            .header(USER_AGENT, concat!("vbrctl/", env!("CARGO_PKG_VERSION")));
-        if let Some(site) = &self.site {
-            request = request.header(SITE_HEADER, site);
-        }
         if body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }

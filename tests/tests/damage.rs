@@ -49,6 +49,62 @@ fn a_full_datastore_is_freed_and_the_job_goes_on() -> Result<()> {
     Ok(())
 }
 
+/// A clone costs what its VM overwrites meanwhile. Before that fills the file system the session gives up, not the VM.
+#[test]
+fn a_snapshot_gives_way_to_its_vm() -> Result<()> {
+    if skip_unless(is_root(), "a snapshot's space", "loop mounts need root") {
+        return Ok(());
+    }
+    let dir = WorkDir::new()?;
+    let fs = LoopFs::create(dir.path(), "vms", FsKind::Xfs, 800 * MIB)?;
+    let spec = WorldSpec {
+        source_state: Some(fs.path().join("state")),
+        loopback: true,
+        cache_size: "256MiB".into(),
+        ..WorldSpec::default()
+    };
+    let world = World::paired(&spec)?;
+    let toml = world.source.toml().replace("snapshot_floor = \"0\"", "snapshot_floor = \"300MiB\"");
+    world.source.set_toml(&toml);
+    world.source.stop()?;
+    world.source.start()?;
+    world.wait_connected(Duration::from_secs(40))?;
+    let image = fs.path().join("vm.img");
+    disk::random(&image, 160 * MIB, 8)?;
+    let words = ["job", "create", "vm", "--target", "dr", "--rate", "4Mbit", "--retry", "0", "--disk"];
+    world.source.ok(&[&words[..], &[&image.display().to_string()]].concat())?;
+    world.run_in_background("vm")?;
+    let wait = |what: &str, done: &dyn Fn() -> Result<bool>| -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !done()? {
+            ensure!(Instant::now() < end, "{what}: {:?}", world.last_session("vm")?);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    };
+    let is_cloned = || {
+        let session = world.last_session("vm")?;
+        Ok(session.is_some_and(|session| session.disks.iter().any(|disk| disk.snapshot == "clone")))
+    };
+    wait("no clone was made", &is_cloned)?;
+    let free = || -> Result<u64> {
+        let stat = rustix::fs::statvfs(fs.path())?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    };
+    // The VM goes on writing, and somebody else does.
+    disk::write_random(&image, 0, 160 * MIB, 9)?;
+    let ballast = free()?.saturating_sub(250 * MIB);
+    disk::random(&fs.path().join("ballast"), ballast, 10)?;
+    wait("the session goes on", &|| {
+        Ok(world.last_session("vm")?.is_some_and(|session| session.error.is_some()))
+    })?;
+    let error = world.last_session("vm")?.and_then(|session| session.error).context("no error")?;
+    ensure!(error.code == "snapshot" && error.why.contains("floor"), "{error:?}");
+    wait("the clone is still there", &|| Ok(free()? > 300 * MIB))?;
+    ensure!(world.points("vm").unwrap_or_default().is_empty());
+    Ok(())
+}
+
 /// Waits until the job's session waits or failed, and wants one of the words in what it says.
 fn wait_until_said(world: &World, words: &[&str]) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(60);

@@ -114,6 +114,9 @@ pub struct TestRequest {
     /// Text that must appear on the serial console.
     #[serde(default)]
     pub expect: Option<String>,
+    /// Its guest agent must answer. One that does suffices where no text is expected.
+    #[serde(default)]
+    pub agent: bool,
     /// For the probes, from the start on; five minutes unless said. Without probes: the VM must run for so long (10 s unless said).
     #[serde(default)]
     pub within_ms: Option<u64>,

@@ -151,6 +151,9 @@ pub struct JobSpec {
     pub vm: Option<String>,
     #[serde(default)]
     pub disks: Vec<DiskSpec>,
+    /// Disks of the VM that are left out: their paths, or the last part of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
     /// Peer, or `PEER/DATASTORE`.
     pub target: String,
     /// Restore points the target is asked to keep; the target's minimum age wins over it.

@@ -43,6 +43,9 @@ pub const KEYS: &[&str] = &[
     "resources.latency_ceiling",
     "failover.accelerator",
     "failover.networks",
+    "failover.test_every",
+    "failover.test_expect",
+    "failover.test_within",
     "scrub.every",
     "scrub.rate",
     "verify.every",
@@ -174,6 +177,9 @@ pub(super) struct Resources {
 pub(super) struct Failover {
     pub accelerator: Text,
     pub networks: Texts,
+    pub test_every: Text,
+    pub test_expect: Text,
+    pub test_within: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -248,6 +248,7 @@ mod tests {
             "/v1/jobs/{name}/plan",
             "/v1/jobs/{name}/seed",
             "/v1/restore-points/export",
+            "/v1/restore-points/nbd",
             "/v1/notify",
         ];
         assert_eq!(kept, wanted);

@@ -9,6 +9,7 @@
 //! audit    every order that changes something, with its caller and its outcome
 //! orders   what the rest of vbrd must be able to do, as traits: the handlers know nothing else
 //! export   the stream that carries a restore point's disk to the console
+//! nbd      the same disk for a client that reads it at any offset
 //! ```
 //!
 //! Owns no state besides the socket and the audit log: an order is carried out by whoever owns the thing. Not its job:
@@ -16,7 +17,7 @@
 //! of the caller. Everything an order may block on runs on blocking threads.
 //!
 //! Bounds: [`CONNECTIONS_MAX`] connections, request bodies of [`BODY_BYTES_MAX`], [`HEAVY_ORDERS_MAX`]
-//! verifications and exports at once (more wait), long polls of [`WAIT_MAX`].
+//! verifications and exports at once (more wait), [`nbd::NBD_CONNECTIONS_MAX`] disks read over NBD, long polls of [`WAIT_MAX`].
 
 mod access;
 mod audit;
@@ -27,6 +28,7 @@ mod hosts;
 mod housekeeping;
 mod jobs;
 mod life;
+mod nbd;
 pub mod orders;
 mod peers;
 mod points;
@@ -124,12 +126,14 @@ pub struct Api {
     refusals: Arc<access::Refusals>,
     shutdown: CancellationToken,
     heavy: Arc<Semaphore>,
+    disk_readers: Arc<Semaphore>,
 }
 
 impl Api {
     /// `shutdown` ends long polls early.
     pub fn new(orders: Orders, shutdown: CancellationToken) -> Self {
         let heavy = Arc::new(Semaphore::new(HEAVY_ORDERS_MAX));
+        let disk_readers = Arc::new(Semaphore::new(nbd::NBD_CONNECTIONS_MAX));
         let Orders {
             site,
             peers,
@@ -160,6 +164,7 @@ impl Api {
             audit,
             shutdown,
             heavy,
+            disk_readers,
         }
     }
 

@@ -18,6 +18,7 @@ use vbr_api::{
 };
 
 use super::reference::{PointRef, ReplicaRef};
+use crate::block::BlockRead;
 use crate::error::Problem;
 
 /// An asynchronous answer.
@@ -249,4 +250,6 @@ pub trait ReplicaOrders: Send + Sync {
     fn verify_point(&self, point: &PointRef) -> Result<VerifyReport, Problem>;
     /// Opens a disk of a point for reading.
     fn export(&self, point: &PointRef, disk: u16) -> Result<Export, Problem>;
+    /// Opens it for reading at any offset, verified; the point is held until it is dropped.
+    fn read_disk(&self, point: &PointRef, disk: u16) -> Result<Box<dyn BlockRead>, Problem>;
 }

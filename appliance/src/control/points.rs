@@ -46,10 +46,10 @@ pub(super) struct RemoveQuery {
 #[into_params(parameter_in = Query)]
 pub(super) struct ExportQuery {
     /// `[SITE/]REPLICA@ID` or `[SITE/]REPLICA@latest`
-    point: String,
+    pub point: String,
     /// Number of the disk; 0 unless said.
     #[serde(default)]
-    disk: u16,
+    pub disk: u16,
 }
 
 /// Restore points, oldest first.

@@ -97,6 +97,7 @@ const JOB_FIELDS: &[&str] = &[
     "name",
     "vm",
     "disks",
+    "exclude",
     "target",
     "keep",
     "keep_calendar",
@@ -330,6 +331,7 @@ mod tests {
             "DELETE /v1/replicas/one",
             "POST /v1/restore-points/unpin",
             "GET /v1/restore-points/export",
+            "GET /v1/restore-points/nbd",
             // Addresses and commands may hold secrets.
             "GET /v1/notify",
             "POST /v1/notify/{name}/test",

@@ -7,7 +7,7 @@ use axum::routing::{MethodRouter, delete, get, patch, post};
 use utoipa::OpenApi;
 
 use super::{
-    Api, audit, doctor, failovers, hosts, housekeeping, jobs, life, peers, points, replicas, reply,
+    Api, audit, doctor, failovers, hosts, housekeeping, jobs, life, nbd, peers, points, replicas, reply,
     repositories, sessions, site, throttle, warm,
 };
 
@@ -74,6 +74,7 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         post_("/v1/restore-points/pin", post(points::pin)),
         post_("/v1/restore-points/unpin", post(points::unpin)),
         get_("/v1/restore-points/export", get(points::export)),
+        get_("/v1/restore-points/nbd", get(nbd::serve)),
         get_("/v1/throttle", get(throttle::list)),
         post_("/v1/throttle", post(throttle::set)),
         delete_("/v1/throttle", delete(throttle::clear_all)),
@@ -187,6 +188,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         points::pin,
         points::unpin,
         points::export,
+        nbd::serve,
         failovers::list,
         failovers::show,
         failovers::start,

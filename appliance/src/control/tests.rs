@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use vbr_api::*;
 
 use super::*;
+use crate::block::BlockRead;
 
 mod access;
 mod remote;
@@ -311,6 +312,9 @@ impl ReplicaOrders for Fake {
             Ok(4)
         }))
     }
+    fn read_disk(&self, point: &PointRef, _: u16) -> Result<Box<dyn BlockRead>, Problem> {
+        Err(gone(&point.to_string()))
+    }
 }
 
 struct Site {
@@ -466,6 +470,8 @@ async fn problems_become_statuses_and_never_bare_text() {
         ("GET", "/v1/replicas/one?replica=../x", "", 400, "invalid"),
         ("GET", "/v1/restore-points/one?point=web", "", 400, "invalid"),
         ("GET", "/v1/restore-points/export?point=web@latest&disk=7", "", 404, "not_found"),
+        // A connection that was not upgraded to it.
+        ("GET", "/v1/restore-points/nbd?point=web@latest", "", 400, "invalid"),
         ("GET", "/v1/nothing", "", 404, "not_found"),
         ("PUT", "/v1/jobs", "", 405, "invalid"),
     ] {

@@ -1,7 +1,9 @@
 //! The test of a restore point: it is started away from everybody, looked at, and thrown away.
 //!
+//! It is good where the expected text was said or the guest agent answered; without either, where it ran for its time.
 //! Replication goes on meanwhile. The restore point carries the result, with the end of what the guest said and its screen.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +11,7 @@ use vbr_api::{BootTest, Moment, TestRequest};
 
 use super::{Failovers, title};
 use crate::error::Problem;
-use crate::host::target::{RunState, TargetVm};
+use crate::host::target::{RunState, TargetVm, agent_answers};
 use crate::repository::datastore::{Order, Point, Replica};
 
 /// For a guest to say what is expected of it.
@@ -45,7 +47,8 @@ impl Failovers {
         let vm = TargetVm::at(&replica.failover_dir());
         let outcome = self.run(replica).map(|()| begun.elapsed()).map(|start| {
             self.note_time(replica, begun);
-            (start, look(&vm, request.expect.as_deref(), within, begun, stopped))
+            let looks = Looks { vm: &vm, directory: replica.failover_dir(), request, within, begun };
+            (start, looks.look(stopped))
         });
         let (start, result) = match outcome {
             Ok((start, result)) => (start, result),
@@ -79,7 +82,7 @@ fn within(request: &TestRequest) -> Result<Duration, Problem> {
     if request.expect.as_ref().is_some_and(|text| text.is_empty() || text.len() > EXPECT_MAX) {
         return wrong("the text to expect is empty, or longer than 1024 bytes", "say --expect TEXT");
     }
-    let default = if request.expect.is_some() { WITHIN } else { RUNS_FOR };
+    let default = if request.expect.is_some() || request.agent { WITHIN } else { RUNS_FOR };
     let within = request.within_ms.map_or(default, Duration::from_millis);
     if within.is_zero() || within > WITHIN_MAX {
         return wrong("it would take no time, or more than an hour", "say --within with 1s to 1h");
@@ -87,34 +90,65 @@ fn within(request: &TestRequest) -> Result<Duration, Problem> {
     Ok(within)
 }
 
-/// Looks until what is expected was seen. Answers what was seen, or what was not.
-fn look(
-    vm: &TargetVm,
-    expect: Option<&str>,
+/// What is looked at, and for what.
+struct Looks<'a> {
+    vm: &'a TargetVm,
+    directory: PathBuf,
+    request: &'a TestRequest,
     within: Duration,
     begun: Instant,
-    stopped: &dyn Fn() -> bool,
-) -> Result<String, String> {
-    let deadline = Instant::now() + within;
-    loop {
-        let console = expect.map(|_| vm.console(CONSOLE_BYTES)).unwrap_or_default();
-        if let Some(text) = expect.filter(|text| console.contains(text)) {
-            return Ok(format!("{text:?} was said after {:.1} s", begun.elapsed().as_secs_f64()));
+}
+
+impl Looks<'_> {
+    /// Looks until what is expected was seen. Answers what was seen, or what was not.
+    fn look(&self, stopped: &dyn Fn() -> bool) -> Result<String, String> {
+        let deadline = Instant::now() + self.within;
+        let (expect, mut said, mut answered) = (self.request.expect.as_deref(), Vec::new(), false);
+        let mut text = expect;
+        loop {
+            if let Some(found) = text.filter(|text| self.vm.console(CONSOLE_BYTES).contains(text)) {
+                said.push(format!("{found:?} was said after {}", self.elapsed()));
+                text = None;
+            }
+            // Asked where its answer matters, for who asks waits.
+            if !answered && (self.request.agent || expect.is_none()) && agent_answers(&self.directory) {
+                said.push(format!("its guest agent answered after {}", self.elapsed()));
+                answered = true;
+            }
+            let enough = answered || (expect.is_some() && !self.request.agent);
+            if text.is_none() && enough {
+                return Ok(said.join(", "));
+            }
+            let state = self.vm.run_state().map_err(|error| error.to_string())?;
+            if state != RunState::Running {
+                return Err(format!("the VM is {} after {}", state.as_str(), self.elapsed()));
+            }
+            if stopped() {
+                return Err("vbrd was stopped".into());
+            }
+            if Instant::now() >= deadline {
+                return self.too_late(text, answered);
+            }
+            std::thread::sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now())));
         }
-        let state = vm.run_state().map_err(|error| error.to_string())?;
-        if state != RunState::Running {
-            return Err(format!("the VM is {} after {:.1} s", state.as_str(), begun.elapsed().as_secs_f64()));
+    }
+
+    /// What has not come in time; with nothing expected of it, it has run.
+    fn too_late(&self, text: Option<&str>, answered: bool) -> Result<String, String> {
+        let seconds = self.within.as_secs();
+        let mut missing: Vec<String> =
+            text.map(|text| format!("{text:?} was not said")).into_iter().collect();
+        if self.request.agent && !answered {
+            missing.push("its guest agent did not answer".into());
         }
-        if stopped() {
-            return Err("vbrd was stopped".into());
+        match missing.is_empty() {
+            true => Ok(format!("it ran for {seconds} s")),
+            false => Err(format!("{} within {seconds} s", missing.join(", and "))),
         }
-        if Instant::now() >= deadline {
-            return match expect {
-                None => Ok(format!("it ran for {} s", within.as_secs())),
-                Some(text) => Err(format!("{text:?} was not said within {} s", within.as_secs())),
-            };
-        }
-        std::thread::sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now())));
+    }
+
+    fn elapsed(&self) -> String {
+        format!("{:.1} s", self.begun.elapsed().as_secs_f64())
     }
 }
 

@@ -32,7 +32,7 @@ fn site(dir: &Path) -> (Arc<Failovers>, Arc<Replica>) {
         let building = replica.begin(&begin).unwrap();
         building.seal(SealSpec { consistent: true, now: Moment::now(), volumes: vec![] }).unwrap();
     }
-    let config = FailoverSection { accelerator: Accelerator::Tcg, networks: Vec::new() };
+    let config = FailoverSection { accelerator: Accelerator::Tcg, ..FailoverSection::default() };
     (Failovers::new(stores, config), replica)
 }
 

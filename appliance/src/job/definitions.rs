@@ -124,7 +124,14 @@ pub fn check(spec: &JobSpec) -> Result<(), Problem> {
             "give --vm HOST/VM, or --disk PATH once for each disk",
         ));
     }
-    if spec.disks.len() > DISKS_MAX {
+    if spec.vm.is_none() && !spec.exclude.is_empty() {
+        return Err(Problem::invalid(
+            what,
+            "it leaves out disks of a VM, and names no VM",
+            "name the wanted disks alone, or give --vm HOST/VM",
+        ));
+    }
+    if spec.disks.len().max(spec.exclude.len()) > DISKS_MAX {
         return Err(Problem::invalid(what, format!("more than {DISKS_MAX} disks"), "split it into two jobs"));
     }
     for (n, disk) in spec.disks.iter().enumerate() {
@@ -216,6 +223,7 @@ mod tests {
             name: "web".into(),
             vm: None,
             disks: vec![disk],
+            exclude: Vec::new(),
             target: "dr".into(),
             keep: Some(14),
             keep_calendar: vbr_api::KeepCalendar { daily: 7, ..Default::default() },
@@ -261,9 +269,10 @@ mod tests {
     fn bad_definitions_are_refused() {
         assert!(check(&spec()).is_ok());
         assert!(check(&JobSpec { seed: None, map: Some("web-old".into()), ..spec() }).is_ok());
-        let bad: [fn(&mut JobSpec); 19] = [
+        let bad: [fn(&mut JobSpec); 20] = [
             |s| s.name = "../x".into(),
             |s| s.disks.clear(),
+            |s| s.exclude = vec!["swap.img".into()],
             |s| s.vm = Some("local/web".into()),
             |s| s.disks[0].path = "web.img".into(),
             |s| s.disks.push(s.disks[0].clone()),

@@ -25,7 +25,7 @@ use super::refresh::refresh_after;
 use super::replicate::{AttemptError, Base, Replication, replicate};
 use super::session::SessionHandle;
 use super::slots::Slot;
-use super::snapshot::{host_of, release, resolve};
+use super::snapshot::{host_of, out_of_space, release, resolve};
 use super::source_state::SourceState;
 use super::stall::{StallBounds, watched};
 use super::story::Line;
@@ -140,7 +140,10 @@ impl Driver {
             Ok(Ok(snapshot)) => Arc::new(snapshot),
             Ok(Err(problem)) | Err(problem) => return End::Failed(problem),
         };
-        let end = self.attempts(&snapshot, slot, asked).await;
+        let end = tokio::select! {
+            end = self.attempts(&snapshot, slot, asked) => end,
+            problem = out_of_space(snapshot.clone()) => End::Failed(problem),
+        };
         if matches!(end, End::Suspended) {
             return end;
         }

@@ -11,7 +11,7 @@ use vbr_api::{Job, JobEdit, JobSpec, Moment};
 
 use super::definitions::{check, split_target};
 use super::manager::{JobManager, check_disks, unknown_job};
-use super::snapshot::resolve;
+use super::snapshot::{check_exclusions, resolve};
 use super::story::Line;
 use crate::error::Problem;
 
@@ -38,7 +38,7 @@ impl JobManager {
         }
         check(&spec)?;
         self.check_surroundings(&spec)?;
-        if (&spec.vm, &spec.disks) != (&before.vm, &before.disks) {
+        if (&spec.vm, &spec.disks, &spec.exclude) != (&before.vm, &before.disks, &before.exclude) {
             self.check_change_of_disks(&before, &spec, edit.drop_disks)?;
         }
         let rescheduled = when(&spec) != when(&before);
@@ -111,6 +111,7 @@ impl JobManager {
         drop_disks: bool,
     ) -> Result<(), Problem> {
         let (host, disks) = resolve(&self.parts, spec)?;
+        check_exclusions(&*host, spec)?;
         check_disks(&spec.name, &*host, &disks)?;
         // What cannot be listed any more is not missed.
         let old = resolve(&self.parts, before).map(|(_, disks)| disks).unwrap_or_default();

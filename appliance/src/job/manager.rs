@@ -26,7 +26,7 @@ use super::refresh::Refreshes;
 use super::scheduler::seed;
 use super::session::SessionHandle;
 use super::slots::Slots;
-use super::snapshot::resolve;
+use super::snapshot::{check_exclusions, resolve};
 use super::story::Line;
 use crate::database::Database;
 use crate::error::Problem;
@@ -165,6 +165,7 @@ impl JobManager {
         }
         self.check_surroundings(&spec)?;
         let (host, disks) = resolve(&self.parts, &spec)?;
+        check_exclusions(&*host, &spec)?;
         check_disks(&spec.name, &*host, &disks)?;
         let definition = Definition { spec: spec.clone(), created_at: Moment::now(), rescheduled_at: None };
         self.definitions.store(&definition)?;

@@ -16,6 +16,9 @@ use crate::block::Geometry;
 use crate::error::Problem;
 use crate::host::{SnapshotRequest, SourceHost, VmSnapshot};
 
+/// Between two looks at the space that is left.
+const SPACE_LOOK: Duration = Duration::from_secs(2);
+
 impl Driver {
     /// The snapshot: the one of before where it is provably the same moment, a new one otherwise.
     pub(super) async fn snapshot(
@@ -129,6 +132,24 @@ impl Driver {
     }
 }
 
+/// Ends where the file system that holds the moment falls below its floor of free space: what is left belongs to the VM.
+pub(super) async fn out_of_space(snapshot: Arc<VmSnapshot>) -> Problem {
+    loop {
+        tokio::time::sleep(SPACE_LOOK).await;
+        let looked = snapshot.clone();
+        if let Ok(Some(why)) = tokio::task::spawn_blocking(move || looked.space_low()).await {
+            tracing::warn!(why, "the snapshot is given up: the VM needs the space");
+            return Problem::new(
+                "snapshot",
+                "the snapshot was given up, so that the VM does not run out of space",
+                why,
+                "free space there, or shorten the session; the job is tried again as it says (--retry)",
+            )
+            .retry();
+        }
+    }
+}
+
 /// Takes the snapshot down once the last reader of an ended attempt is gone.
 pub(super) async fn release(snapshot: Arc<VmSnapshot>, sealed: bool) {
     for _ in 0..100 {
@@ -165,5 +186,37 @@ pub fn resolve(parts: &Parts, spec: &JobSpec) -> Result<(Arc<dyn SourceHost>, Ve
     })?;
     let host = parts.hosts.get(host).map_err(Problem::from)?;
     let disks = host.resolve(name).map_err(Problem::from)?;
-    Ok((host, disks))
+    if spec.exclude.is_empty() {
+        return Ok((host, disks));
+    }
+    let left: Vec<DiskSpec> =
+        disks.into_iter().filter(|disk| !spec.exclude.iter().any(|word| is_named(disk, word))).collect();
+    if left.is_empty() {
+        return Err(Problem::invalid(
+            format!("job {}", spec.name),
+            format!("every disk of VM {vm} is left out"),
+            "exclude fewer disks: vbrctl job edit --exclude; vbrctl vm list -o wide shows them",
+        ));
+    }
+    Ok((host, left))
+}
+
+/// Each word of `exclude` names a disk that the VM has. Asked when somebody says it: a disk that is detached later is not
+/// missed.
+pub(super) fn check_exclusions(host: &dyn SourceHost, spec: &JobSpec) -> Result<(), Problem> {
+    let (Some(vm), false) = (vm_of(spec), spec.exclude.is_empty()) else { return Ok(()) };
+    let disks = host.resolve(&vm).map_err(Problem::from)?;
+    let unknown = spec.exclude.iter().find(|word| !disks.iter().any(|disk| is_named(disk, word)));
+    unknown.map_or(Ok(()), |word| {
+        Err(Problem::invalid(
+            format!("job {}", spec.name),
+            format!("its VM has no disk {word:?} that could be left out"),
+            "name the path of a disk, or the last part of it: vbrctl vm list -o wide",
+        ))
+    })
+}
+
+/// By its path, or by the last part of it.
+fn is_named(disk: &DiskSpec, word: &str) -> bool {
+    disk.path == word || disk.path.rsplit('/').next() == Some(word)
 }

@@ -4,6 +4,8 @@
 //! private directory; [`NbdClient`] speaks to it. Formats and backing chains are declared by the
 //! caller and never probed: [`qcow2_check_header`] refuses what was not declared before qemu opens it.
 //!
+//! [`serve`] is the other side: a disk of ours for a client of somebody else.
+//!
 //! Everything here blocks: callers run it on blocking threads. It knows nothing of jobs, hosts or
 //! datastores. Bounds: [`DEPTH_MAX`] requests in flight on a connection, [`LANES_MAX`] connections for
 //! a reader, [`READ_BYTES_MAX`] and [`WRITE_BYTES_MAX`] a request; whatever a server declares is
@@ -17,6 +19,7 @@ mod process;
 mod protocol;
 mod qcow2;
 mod remote;
+mod serve;
 mod status;
 mod uri;
 
@@ -33,6 +36,7 @@ pub use export::{BackingImage, CHAIN_MAX, ImageSpec, PrivateDir, QsdExport, bloc
 pub use process::{VIRSH, find_tool, qemu_img, qemu_img_within, qemu_utils_missing, run_tool, run_within};
 pub use qcow2::{Qcow2Error, Qcow2Header, parse_qcow2_header, qcow2_check_header};
 pub use remote::{RemoteExport, list_exports};
+pub use serve::serve;
 pub use uri::{NbdAddress, NbdUri};
 
 /// Requests in flight on one connection; qemu serves 16 at once.

@@ -7,32 +7,32 @@ use std::io::{Read, Write};
 
 use super::NbdError;
 
-const MAGIC_SERVER: u64 = 0x4e42_444d_4147_4943; // NBDMAGIC
-const MAGIC_OPTION: u64 = 0x4948_4156_454f_5054; // IHAVEOPT
-const MAGIC_OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
+pub(super) const MAGIC_SERVER: u64 = 0x4e42_444d_4147_4943; // NBDMAGIC
+pub(super) const MAGIC_OPTION: u64 = 0x4948_4156_454f_5054; // IHAVEOPT
+pub(super) const MAGIC_OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
 pub(super) const MAGIC_REQUEST: u32 = 0x2560_9513;
 pub(super) const MAGIC_SIMPLE: u32 = 0x6744_6698;
 pub(super) const MAGIC_STRUCTURED: u32 = 0x668e_33ef;
 
-const HANDSHAKE_FIXED_NEWSTYLE: u16 = 1;
-const HANDSHAKE_NO_ZEROES: u16 = 2;
+pub(super) const HANDSHAKE_FIXED_NEWSTYLE: u16 = 1;
+pub(super) const HANDSHAKE_NO_ZEROES: u16 = 2;
 
-const OPTION_GO: u32 = 7;
+pub(super) const OPTION_GO: u32 = 7;
 const OPTION_STRUCTURED_REPLY: u32 = 8;
 const OPTION_SET_META_CONTEXT: u32 = 10;
 
-const REPLY_ACK: u32 = 1;
-const REPLY_INFO: u32 = 3;
+pub(super) const REPLY_ACK: u32 = 1;
+pub(super) const REPLY_INFO: u32 = 3;
 const REPLY_META_CONTEXT: u32 = 4;
-const REPLY_ERROR: u32 = 1 << 31;
+pub(super) const REPLY_ERROR: u32 = 1 << 31;
 
-const INFO_EXPORT: u16 = 0;
-const INFO_BLOCK_SIZE: u16 = 3;
+pub(super) const INFO_EXPORT: u16 = 0;
+pub(super) const INFO_BLOCK_SIZE: u16 = 3;
 
-const EXPORT_READ_ONLY: u16 = 1 << 1;
-const EXPORT_FLUSH: u16 = 1 << 2;
+pub(super) const EXPORT_READ_ONLY: u16 = 1 << 1;
+pub(super) const EXPORT_FLUSH: u16 = 1 << 2;
 const EXPORT_WRITE_ZEROES: u16 = 1 << 6;
-const EXPORT_MULTI_CONN: u16 = 1 << 8;
+pub(super) const EXPORT_MULTI_CONN: u16 = 1 << 8;
 
 pub(super) const COMMAND_READ: u16 = 0;
 pub(super) const COMMAND_WRITE: u16 = 1;

@@ -1,6 +1,7 @@
 //! The client against qemu-storage-daemon, and against a server that says whatever it likes.
 
 mod replies;
+mod serving;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vbr_api::Moment;
 
+use super::booting::BootTests;
 use super::consoles::Consoles;
 use super::doctor::Doctor;
 use super::failovers::FailingOver;
@@ -270,6 +271,8 @@ fn failing_over(
         tasks: tasks.clone(),
     };
     failing_over.tend(workers, stop);
+    let (failovers, stores) = (failing_over.failovers.clone(), failing_over.stores.clone());
+    BootTests { failovers, stores }.tend(&config.failover, workers, tasks, stop);
     Arc::new(failing_over)
 }
 

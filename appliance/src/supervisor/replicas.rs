@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use vbr_api::{Moment, PinRequest, Removed, Replica, RestorePoint, VerifyReport, VmConfig};
 
+use crate::block::BlockRead;
 use crate::control::{Export, PointRef, ReplicaOrders, ReplicaRef};
 use crate::error::Problem;
 use crate::job::TargetService;
 use crate::repository::datastore::{self, Datastores, Point};
+use crate::repository::verified::VerifiedDisk;
 use crate::repository::{export, retention, verify};
 use crate::vm_config::differences;
 use crate::wire::Wire;
@@ -33,6 +35,18 @@ impl Replicas {
 
     fn locate(&self, point: &PointRef) -> Result<Arc<Point>, Problem> {
         Ok(self.find(&point.replica)?.point(&point.point)?)
+    }
+
+    /// A point that has such a disk.
+    fn with_disk(&self, point: &PointRef, disk: u16) -> Result<Arc<Point>, Problem> {
+        let point = self.locate(point)?;
+        if usize::from(disk) >= point.disks()?.len() {
+            return Err(Problem::not_found(
+                format!("disk {disk} of restore point {}", point.id()),
+                "vbrctl restore-point show tells how many disks it has; they count from 0",
+            ));
+        }
+        Ok(point)
     }
 
     /// Restore points of a replica, each with why it is kept.
@@ -186,18 +200,17 @@ impl ReplicaOrders for Replicas {
         self.check(&self.locate(point)?)
     }
     fn export(&self, point: &PointRef, disk: u16) -> Result<Export, Problem> {
-        let point = self.locate(point)?;
+        let point = self.with_disk(point, disk)?;
         let key = self.key(&point)?;
-        if usize::from(disk) >= point.disks()?.len() {
-            return Err(Problem::not_found(
-                format!("disk {disk} of restore point {}", point.id()),
-                "vbrctl restore-point show tells how many disks it has; they count from 0",
-            ));
-        }
         let lease = point.lease()?;
         Ok(Box::new(move |sink| {
             let _lease = lease;
             export::export(&point, disk, &key, sink).map_err(Problem::from)
         }))
+    }
+    fn read_disk(&self, point: &PointRef, disk: u16) -> Result<Box<dyn BlockRead>, Problem> {
+        let point = self.with_disk(point, disk)?;
+        let key = self.key(&point)?;
+        Ok(Box::new(VerifiedDisk::open(point, disk, key)?))
     }
 }

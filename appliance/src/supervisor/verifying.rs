@@ -67,7 +67,9 @@ impl Verification {
             let points: Vec<RestorePoint> = replica.points().iter().map(|point| point.meta()).collect();
             let postponed =
                 self.postponed.lock().unwrap_or_else(PoisonError::into_inner).remove(&replica.key());
-            if (pass.is_ordered() || postponed || is_due(&points, every, Moment::now()))
+            if (pass.is_ordered()
+                || postponed
+                || is_due(&points, |point| point.verified_at, every, Moment::now()))
                 && let Err(why) = self.verify_all(&replica, &mut pace, pass)
             {
                 failed.get_or_insert(why);
@@ -203,20 +205,25 @@ fn finding(mended: impl Iterator<Item = (String, u64)>) -> Option<Warning> {
     })
 }
 
-/// True where the last verification of any of a replica's points is long ago, or its first point is.
-fn is_due(points: &[RestorePoint], every: Duration, now: Moment) -> bool {
-    let verified = points.iter().filter_map(|point| point.verified_at).max();
-    let since = verified.or(points.iter().map(|point| point.sealed_at).min());
+/// True where what was done last to any of a replica's points is long ago, or its first point is.
+pub(super) fn is_due(
+    points: &[RestorePoint],
+    done_at: impl Fn(&RestorePoint) -> Option<Moment>,
+    every: Duration,
+    now: Moment,
+) -> bool {
+    let done = points.iter().filter_map(done_at).max();
+    let since = done.or(points.iter().map(|point| point.sealed_at).min());
     // A clock that was set back makes it due: nobody knows how long ago it was.
     since.is_some_and(|since| since > now || now.duration_since(since).unsigned_abs() >= every)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use vbr_api::PointState;
 
-    fn point(sealed_s: i64, verified_s: Option<i64>) -> RestorePoint {
+    pub fn point(sealed_s: i64, verified_s: Option<i64>) -> RestorePoint {
         let at = |s| Moment::from_second(s).unwrap();
         RestorePoint {
             id: "x".into(),
@@ -254,7 +261,8 @@ mod tests {
     #[test]
     fn due_a_while_after_the_last_one_or_the_first_seal() {
         let due = |points: &[RestorePoint], now: i64| {
-            is_due(points, Duration::from_secs(100), Moment::from_second(now).unwrap())
+            let now = Moment::from_second(now).unwrap();
+            is_due(points, |point| point.verified_at, Duration::from_secs(100), now)
         };
         assert!(!due(&[], 1000), "nothing to verify");
         assert!(!due(&[point(950, None), point(990, None)], 1000));

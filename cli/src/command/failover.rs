@@ -121,10 +121,13 @@ pub struct Hardware {
 pub struct TestArgs {
     /// [SITE/]REPLICA@ID or @latest
     point: String,
-    /// Text that the guest must say on its serial console; without, the VM must run for 10 s
+    /// Text that the guest must say on its serial console; without any probe, the VM must run for 10 s
     #[arg(long, value_name = "TEXT")]
     expect: Option<String>,
-    /// How long it may take, from the start on [default: 5m with --expect, else 10s]
+    /// Its guest agent (qemu-guest-agent) must answer
+    #[arg(long)]
+    agent: bool,
+    /// How long it may take, from the start on [default: 5m with a probe, else 10s]
     #[arg(long, value_name = "TIME", value_parser = human::parse_span)]
     within: Option<Duration>,
     /// Leave it running; `failover undo` ends it
@@ -248,10 +251,10 @@ impl Hardware {
 
 impl TestArgs {
     async fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let Self { point, expect, within, keep, hardware } = self;
+        let Self { point, expect, agent, within, keep, hardware } = self;
         let start = hardware.request(point, Vec::new());
         let within_ms = within.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
-        let request = TestRequest { start, expect, within_ms, keep };
+        let request = TestRequest { start, expect, agent, within_ms, keep };
         let document = context.client.post_json_patiently(&format!("{PATH}/test"), &request).await?;
         let text = context.output.one_text(&document, &tested)?;
         context.output.emit(&text)?;

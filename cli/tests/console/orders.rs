@@ -319,15 +319,23 @@ fn an_exported_definition_is_accepted() {
 }
 
 #[test]
-fn excluding_names_the_other_disks() {
+fn disks_that_are_left_out_go_with_the_vm() {
     let fake = Fake::start(healthy);
     let vm = ["job", "create", "new", "--vm", "local/shop", "--target", "dr", "--exclude"];
     let run = fake.run(&[&vm[..], &["swap.img"]].concat());
     assert_eq!(run.code, 0, "{run:?}");
-    let body: serde_json::Value = serde_json::from_str(&fake.seen.lock().unwrap()[1].body).unwrap();
-    assert_eq!(body["disks"].as_array().unwrap().len(), 1);
-    assert_eq!(body["disks"][0]["path"], "/srv/vm/a.img");
-    assert_eq!(fake.run(&[&vm[..], &["other.img"]].concat()).code, 2);
+    let body: serde_json::Value = serde_json::from_str(&fake.seen.lock().unwrap()[0].body).unwrap();
+    assert_eq!((&body["vm"], &body["exclude"]), (&"local/shop".into(), &serde_json::json!(["swap.img"])));
+    let edited = |words: &[&str]| {
+        let before = fake.seen.lock().unwrap().len();
+        let run = fake.run(&[&["job", "edit", "web"], words].concat());
+        assert_eq!(run.code, 0, "{run:?}");
+        let body = fake.seen.lock().unwrap()[before + 1].body.clone();
+        serde_json::from_str::<serde_json::Value>(&body).unwrap()["change"].clone()
+    };
+    assert_eq!(edited(&["--exclude", "a", "--exclude", "b"]), serde_json::json!({"exclude": ["a", "b"]}));
+    assert_eq!(edited(&["--exclude", "none"]), serde_json::json!({"exclude": null}));
+    assert_eq!(fake.run(&["job", "create", "x", "--disk", "/a", "--exclude", "b", "--target", "dr"]).code, 2);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! A hundred jobs started at once: all of them finish, equal ones get equal shares of the line, and memory stays flat.
 //!
-//! Slots let some of them run at a time. So a job's throughput is its disk over the time from its slot to its end, as
-//! its log and its session say, and it is compared with those of the jobs that ran at the same time: for half of the
-//! shorter one's time at least. The slowest and the fastest of all are told beside.
+//! Slots let some of them run at a time, and towards the end of a round fewer do: whoever runs then has more of the line, and
+//! should. So what a job sent is divided by its equal share of the line's time: of each moment from its slot to its end, as its log and
+//! its session say, the part that falls to it among those that run. With equal shares that is the same for all of them. Bytes over
+//! the time alone, which neighbours that have ended make larger, are told beside.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -88,12 +89,20 @@ impl Ran {
     fn rate(&self) -> f64 {
         self.bytes as f64 / (self.until - self.from).max(1) as f64
     }
+}
 
-    /// They ran at the same time.
-    fn beside(&self, other: &Ran) -> bool {
-        let together = self.until.min(other.until) - self.from.max(other.from);
-        2 * together >= (self.until - self.from).min(other.until - other.from)
+/// What each job sent in a second of the line that was its own, had all that ran shared each moment equally: kilobytes.
+fn shared_rates(ran: &[Ran]) -> Vec<f64> {
+    let mut moments: Vec<i64> = ran.iter().flat_map(|job| [job.from, job.until]).collect();
+    moments.sort_unstable();
+    let mut shares = vec![0.0; ran.len()];
+    for moment in moments.windows(2) {
+        let runs = |job: &Ran| job.from <= moment[0] && moment[1] <= job.until;
+        let running = ran.iter().filter(|job| runs(job)).count().max(1);
+        let share = (moment[1] - moment[0]) as f64 / running as f64;
+        ran.iter().zip(&mut shares).filter(|(job, _)| runs(job)).for_each(|(_, sum)| *sum += share);
     }
+    ran.iter().zip(shares).map(|(job, share)| job.bytes as f64 / share.max(1.0)).collect()
 }
 
 /// Starts a job without the console, which takes longer to start than a job to begin.
@@ -134,28 +143,32 @@ fn ran(source: &Site, session: &Session, bytes: u64) -> Result<Ran> {
 }
 
 fn shares(when: &str, ran: &[Ran]) -> Figure {
+    let shared = shared_rates(ran);
+    let zero = ran.iter().map(|job| job.from).min().unwrap_or_default(); // TEMP
+    for (job, share) in ran.iter().zip(&shared) {
+        eprintln!("TEMP {when} {} {} {:.0} {share:.0}", job.from - zero, job.until - zero, job.rate());
+    } // TEMP
+    let (least, most) = ends(&shared);
+    let spread = most / least;
     let rates: Vec<f64> = ran.iter().map(Ran::rate).collect();
-    let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = rates.iter().copied().fold(0.0, f64::max);
-    let spread = spread(ran);
+    let (slowest, fastest) = ends(&rates);
     Figure::promised(
         &format!(
-            "a hundred equal jobs at once, 20 Mbit/s, {when}: fastest against slowest that ran together"
+            "a hundred equal jobs at once, 20 Mbit/s, {when}: what each got of an equal share, most against least"
         ),
         &format!("<= {SPREAD_MAX} times"),
-        format!("{spread:.2} times (all: {least:.0} to {most:.0} kB/s, median {:.0})", median(&rates)),
-        rates,
+        format!(
+            "{spread:.2} times (over their time alone {:.2}: {slowest:.0} to {fastest:.0} kB/s, median {:.0})",
+            fastest / slowest,
+            median(&rates)
+        ),
+        shared,
         spread <= SPREAD_MAX,
     )
 }
 
-/// The most that a job was faster than one beside it.
-fn spread(ran: &[Ran]) -> f64 {
-    let pairs = ran.iter().flat_map(|one| ran.iter().map(move |other| (one, other)));
-    pairs
-        .filter(|(one, other)| one.beside(other))
-        .map(|(one, other)| one.rate() / other.rate())
-        .fold(1.0, f64::max)
+fn ends(rates: &[f64]) -> (f64, f64) {
+    rates.iter().fold((f64::INFINITY, 0.0), |(least, most), rate| (rate.min(least), rate.max(most)))
 }
 
 fn growth(side: &str, peaks: Vec<f64>) -> Figure {
@@ -175,10 +188,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_that_ran_together_are_compared() {
-        let ran = |from, until| Ran { from, until, bytes: 1000 };
-        assert_eq!(spread(&[ran(0, 40), ran(40, 50)]), 1.0, "one after the other");
-        assert_eq!(spread(&[ran(0, 40), ran(36, 46)]), 1.0, "for less than half of its time");
-        assert_eq!(spread(&[ran(0, 40), ran(10, 40), ran(15, 35)]), 2.0);
+    fn a_share_is_of_those_that_run() {
+        let ran = |from, until| Ran { from, until, bytes: 12_000 };
+        let rates =
+            |ran: &[Ran]| shared_rates(ran).iter().map(|rate| rate.round() as u64).collect::<Vec<_>>();
+        assert_eq!(rates(&[ran(0, 40), ran(40, 80)]), [300, 300], "one after the other");
+        assert_eq!(rates(&[ran(0, 40), ran(0, 40)]), [600, 600], "side by side");
+        // The second has the line alone for its last 20: quicker, and no more than its share.
+        assert_eq!(rates(&[ran(0, 60), ran(20, 80)]), [300, 300]);
+        // It ended in half of its neighbour's time: it had more than its share, and the other had the rest alone.
+        assert_eq!(rates(&[ran(0, 40), ran(0, 80)]), [600, 200]);
     }
 }

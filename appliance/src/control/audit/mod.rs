@@ -13,7 +13,7 @@ use std::time::Instant;
 use axum::Json;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
-use axum::http::Method;
+use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -44,6 +44,7 @@ const KEPT: &[&str] = &[
     "target",
     "vm",
     "disks",
+    "exclude",
     "keep",
     "keep_calendar",
     "free_space",
@@ -74,7 +75,7 @@ const LINES_MAX: usize = 10_000;
 /// Unless said.
 const LINES: usize = 100;
 /// Questions by their method, and yet data leaves.
-const EXPORTS: &[&str] = &["/v1/restore-points/export", "/v1/jobs/{name}/seed"];
+const EXPORTS: &[&str] = &["/v1/restore-points/export", "/v1/restore-points/nbd", "/v1/jobs/{name}/seed"];
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -194,7 +195,8 @@ async fn entered(
         let code = response.extensions().get::<ProblemCode>().map(|code| code.0.clone());
         entry.status = response.status().as_u16();
         let fallback = || format!("http_{}", entry.status);
-        entry.outcome = match response.status().is_success() {
+        let done = response.status().is_success() || response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        entry.outcome = match done {
             true => "done".to_owned(),
             false => code.unwrap_or_else(fallback),
         };

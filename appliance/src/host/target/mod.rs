@@ -6,6 +6,7 @@
 //!
 //! Not its job: images and records (the datastore's), networks (bridges of this machine are used, never made).
 
+mod agent;
 mod arguments;
 mod launch;
 mod monitor;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use vbr_api::{Flatten, VmConfig};
 
+pub use agent::answers as agent_answers;
 pub use arguments::{check_bridge, check_config};
 pub use launch::become_vm;
 pub use monitor::TargetVm;

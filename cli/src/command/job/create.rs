@@ -7,7 +7,7 @@ use serde_json::json;
 use vbr_api::{DiskSpec, JobSpec, Retry, Schedule, name_is_valid};
 
 use super::definition::Definition;
-use super::options::{Options, absolute, leave_out};
+use super::options::{Options, absolute};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -45,12 +45,7 @@ pub struct Arguments {
 
 impl Arguments {
     pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let exclude = self.options.exclude.clone();
-        let mut spec = self.spec()?;
-        if !exclude.is_empty() {
-            spec.disks = leave_out(context, spec.vm.as_deref(), &exclude).await?;
-            spec.vm = None;
-        }
+        let spec = self.spec()?;
         let document = context.client.post_json("/v1/jobs", &spec).await?;
         let word = if document.status == 200 { "unchanged" } else { "created" };
         let line = format!("job {} {word}", spec.name);
@@ -106,6 +101,7 @@ impl Arguments {
             name,
             vm,
             disks: disks.collect::<Result<_, Failure>>()?,
+            exclude: if options.exclude.is_empty() { file.exclude } else { options.exclude },
             target,
             keep,
             keep_calendar,

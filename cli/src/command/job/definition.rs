@@ -23,6 +23,9 @@ pub struct Definition {
     pub name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vm: Option<String>,
+    /// Disks of the VM that are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,6 +114,7 @@ impl Definition {
         Self {
             name: Some(spec.name.clone()),
             vm: spec.vm.clone(),
+            exclude: spec.exclude.clone(),
             target: Some(spec.target.clone()),
             keep: spec.keep,
             keep_daily: asked(spec.keep_calendar.daily),
@@ -165,6 +169,7 @@ mod tests {
                 DiskSpec { path: "/srv/a \"b\".img".into(), format: DiskFormat::Raw },
                 DiskSpec { path: "/srv/c".into(), format: DiskFormat::Qcow2 },
             ],
+            exclude: vec!["swap.img".into()],
             target: "dr/fast".into(),
             keep: Some(14),
             keep_calendar: vbr_api::KeepCalendar { daily: 7, weekly: 4, monthly: 12, yearly: 0 },

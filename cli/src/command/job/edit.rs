@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use vbr_api::{DiskSpec, Job, JobEdit};
 
-use super::options::{Options, absolute, leave_out};
+use super::options::{NONE, Options, absolute};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -14,6 +14,7 @@ Example:
   vbrctl job edit web --every 1h --window any
   vbrctl job edit web --priority high --retry 5/10m
   vbrctl job edit web --manual
+  vbrctl job edit shop --exclude swap.img --drop-disks
   vbrctl job edit mail --disk /srv/vm/mail.img --disk /srv/vm/mail-2.img
 
 --disk names all disks of the job: one that is new is copied whole by the next run, and one that is left out \
@@ -32,12 +33,7 @@ pub struct Arguments {
 impl Arguments {
     pub async fn run(self, context: &Context) -> Result<Exit, Failure> {
         let path = super::one(&self.name);
-        let mut change = self.change()?;
-        if !self.options.exclude.is_empty() {
-            let disks = leave_out(context, self.options.vm.as_deref(), &self.options.exclude).await?;
-            change.insert("vm".into(), Value::Null);
-            change.insert("disks".into(), json!(disks));
-        }
+        let change = self.change()?;
         if change.is_empty() {
             return Err(Failure::usage(
                 "Nothing is to be changed",
@@ -72,6 +68,12 @@ impl Arguments {
             let disks = disks.map(|disk| Ok(DiskSpec { path: absolute(&disk.path)?, ..disk }));
             set("disks", json!(disks.collect::<Result<Vec<_>, Failure>>()?));
             set("vm", Value::Null);
+            set("exclude", Value::Null);
+        }
+        match options.exclude.as_slice() {
+            [] => {}
+            [one] if one == NONE => _ = set("exclude", Value::Null),
+            all => _ = set("exclude", json!(all)),
         }
         if let Some(target) = &options.target {
             set("target", json!(target));

@@ -1,19 +1,19 @@
 //! The options that define a job: `job create` and `job edit` take the same ones.
 
 use std::fs;
-use std::path::{Component, Path};
+use std::path::Component;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
-use vbr_api::{DiskFormat, DiskSpec, FreeSpace, Priority, Retry, Schedule, Vm};
+use vbr_api::{DiskFormat, DiskSpec, FreeSpace, Priority, Retry, Schedule};
 
 use super::keep::Keep;
-use crate::client::encode;
-use crate::context::Context;
-use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::human;
+
+/// Takes a list back to nothing.
+pub const NONE: &str = "none";
 
 #[derive(Args, Debug)]
 pub struct Options {
@@ -24,8 +24,9 @@ pub struct Options {
     /// A comma in the path is written twice
     #[arg(long = "disk", value_name = "PATH[,format=raw|qcow2]")]
     pub disks: Vec<DiskArgument>,
-    /// Leave this disk of the VM out (its path or file name); may be given several times
-    #[arg(long, value_name = "DISK")]
+    /// Leave this disk of the VM out (its path, or the last part of it); may be given several times. `none` of an edit: leave
+    /// out none any more
+    #[arg(long, value_name = "DISK", conflicts_with = "disks")]
     pub exclude: Vec<String>,
     /// Where to: a peer, or one of its datastores
     #[arg(long, value_name = "PEER[/DATASTORE]")]
@@ -156,49 +157,6 @@ fn priority(text: &str) -> Result<Priority, String> {
         "high" => Ok(Priority::High),
         _ => Err("it is `low`, `normal` or `high`".into()),
     }
-}
-
-/// A VM without some disks is a job that names the others: vbrd's definition knows no exclusion.
-pub async fn leave_out(
-    context: &Context,
-    vm: Option<&str>,
-    exclude: &[String],
-) -> Result<Vec<DiskSpec>, Failure> {
-    let Some((host, name)) = vm.and_then(|vm| vm.split_once('/')) else {
-        return Err(Failure::usage(
-            "--exclude needs --vm",
-            "it leaves out a disk of a VM",
-            "name only the wanted disks with --disk",
-        ));
-    };
-    let vms: Vec<Vm> = context.client.get(&format!("/v1/vms?host={}", encode(host))).await?.list()?;
-    let Some(vm) = vms.into_iter().find(|vm| vm.name == name) else {
-        return Err(Failure::new(
-            Exit::NotFound,
-            "not_found",
-            format!("Host {host} has no VM {name}"),
-            "it is not among those the host lists",
-            format!("list them: vbrctl vm list --host {host}"),
-        ));
-    };
-    let is = |disk: &DiskSpec, word: &String| {
-        disk.path == *word || Path::new(&disk.path).file_name().is_some_and(|file| file == word.as_str())
-    };
-    if let Some(word) = exclude.iter().find(|word| !vm.disks.iter().any(|disk| is(disk, word))) {
-        return Err(Failure::usage(
-            format!("{host}/{name} has no disk {word}"),
-            "--exclude takes the path or the file name of a disk of the VM",
-            "see them: vbrctl vm list -o wide",
-        ));
-    }
-    let left = |disk: &DiskSpec| !exclude.iter().any(|word| is(disk, word));
-    let disks: Vec<DiskSpec> = vm.disks.into_iter().filter(left).collect();
-    if disks.is_empty() {
-        return Err(Failure::usage("No disk is left", "every disk is excluded", "exclude fewer disks"));
-    }
-    let count = disks.len();
-    context.output.note(&format!("note: the job names the other disks by path ({count}); disks added to the VM later need a new definition"));
-    Ok(disks)
 }
 
 /// Against the caller's directory: vbrd has another one. `..` is resolved here, where links mean what the caller sees.

@@ -65,6 +65,7 @@ pub fn facts(job: &Job, view: &View) -> String {
         .add("Next run", job.next_run_at.map_or("by order".into(), human::moment))
         .add("Enabled", if job.spec.enabled { "yes" } else { "no" })
         .add_some("VM", job.spec.vm.clone())
+        .add_some("Without", Some(job.spec.exclude.join(", ")).filter(|left| !left.is_empty()))
         .add("Created", human::moment(job.created_at))
         .add("Running", job.running.clone().unwrap_or_else(|| "no".into()));
     facts.add(

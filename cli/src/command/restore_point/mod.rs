@@ -1,4 +1,4 @@
-//! `vbrctl restore-point`: sealed moments of a replica. (`export` has a file of its own.)
+//! `vbrctl restore-point`: sealed moments of a replica. (`export` and `mount` have files of their own.)
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use crate::table::{Cell, Facts, Table, Tone, section};
 
 mod export;
 mod machine;
+mod mount;
 
 /// Moments of a replica that can be started or exported; named REPLICA@ID or REPLICA@latest
 #[derive(Subcommand, Debug)]
@@ -88,6 +89,15 @@ pub enum Command {
         after_help = "Example:\n  vbrctl restore-point export web@latest --disk 0 /srv/out.raw\n  vbrctl restore-point export web@latest --disk 1 --format qcow2 /srv/out.qcow2"
     )]
     Export(ExportArgs),
+    /// Mount the file systems of a restore point, read only, to take single files out of it
+    ///
+    /// Each at DIRECTORY/diskNpM (disk N, partition M) or DIRECTORY/diskN, until Ctrl-C, or until COMMAND ends. Journals are replayed as
+    /// after a power cut; nothing of the restore point is written to, and it is not removed meanwhile. What is read is verified: a damaged
+    /// block is an I/O error. Takes root; --images does not.
+    #[command(
+        after_help = "Example:\n  sudo vbrctl restore-point mount web@latest /mnt/web\n  sudo vbrctl restore-point mount web@latest /mnt/web -- cp -a disk0p1/etc /srv/etc-of-web\n  vbrctl restore-point mount web@latest ~/web --images"
+    )]
+    Mount(mount::MountArgs),
 }
 
 #[derive(clap::Args, Debug)]
@@ -161,6 +171,7 @@ impl Command {
             }
             Self::Remove { point, force, yes } => remove(context, &point, force, yes).await,
             Self::Export(arguments) => export::run(context, arguments).await,
+            Self::Mount(arguments) => mount::run(context, arguments).await,
         }
     }
 }
