@@ -91,6 +91,8 @@ pub enum Noun {
     #[command(subcommand)]
     Failover(command::failover::Command),
     #[command(subcommand)]
+    Failback(command::failback::Command),
+    #[command(subcommand)]
     Throttle(command::throttle::Command),
     #[command(subcommand)]
     Task(command::task::Command),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vbr_api::{BootTest, Failover, ReplicaState, RestorePoint};
+use vbr_api::{BootTest, Failover, List, ReplicaState, RestorePoint, Session};
 use vbr_tests::disk::{self, MIB};
 use vbr_tests::vm::{Guest, Vm, VmDisk, guest_disk, said_last};
 use vbr_tests::world::{World, WorldSpec};
@@ -15,7 +15,11 @@ const TARGET: &str = "[failover]\naccelerator = \"tcg\"\n";
 const BOOT: Duration = Duration::from_secs(240);
 
 fn world() -> Result<World> {
-    World::paired(&WorldSpec { target_toml: TARGET.into(), ..WorldSpec::default() })
+    World::paired(&WorldSpec {
+        source_toml: TARGET.into(),
+        target_toml: TARGET.into(),
+        ..WorldSpec::default()
+    })
 }
 
 /// A guest that writes at the branch, and the job that replicates it.
@@ -170,7 +174,7 @@ fn a_test_disturbs_nobody_and_the_point_carries_its_result() -> Result<()> {
     ensure!(test.ok && test.console.contains("GUEST GOOD"), "{test:?}");
     let picture = std::fs::read(test.screenshot.context("no picture")?)?;
     ensure!(picture.starts_with(b"\x89PNG"), "the picture is no PNG");
-    let points: vbr_api::List<RestorePoint> = world.target.json(&["restore-point", "list", "web"])?;
+    let points: List<RestorePoint> = world.target.json(&["restore-point", "list", "web"])?;
     ensure!(points.items[0].booted_ok == Some(true), "{points:?}");
     let none = shown(&world)?;
     ensure!(none.state == ReplicaState::Ready && none.vm.is_none(), "{none:?}");
@@ -208,4 +212,130 @@ fn a_test_disturbs_nobody_and_the_point_carries_its_result() -> Result<()> {
     ensure!(shown(&world)?.state == ReplicaState::Ready);
     world.target.ok(&["restore-point", "verify", "web@latest"])?;
     Ok(())
+}
+
+const BACK: [&str; 5] = ["failback", "start", "web", "--memory", "192MiB"];
+
+/// What runs at the branch of a VM that came back.
+fn at_branch(world: &World) -> Result<Failover> {
+    world.source.json(&["failover", "show", "dr/web-back"])
+}
+
+/// The last file that the guest here made durable before it shut down; what it said belongs to the run before.
+fn went_down(here: &Failover) -> Result<u64> {
+    let last = said_last(&console(here)?, |line| line.strip_prefix("GUEST DOWN ")?.parse().ok())?;
+    std::fs::write(console(here)?, "")?;
+    Ok(last)
+}
+
+/// The VM runs at the branch, with every file that it wrote here.
+fn is_back(world: &World, here: &Failover, back: &Failover) -> Result<u64> {
+    ensure!(back.state == ReplicaState::Failback, "{back:?}");
+    ensure!(back.vm.as_ref().context("no VM")?.run_state == "off", "{back:?}");
+    let last = went_down(here)?;
+    let there = at_branch(world)?;
+    ensure!(there.state == ReplicaState::Failover && there.vm.is_some(), "{there:?}");
+    let files = found(&there)?;
+    ensure!(files == last, "{files} files at the branch, {last} here");
+    wrote(&there, last)
+}
+
+/// Bytes on the wire of the sessions of the job that carries it back.
+fn carried(world: &World) -> Result<u64> {
+    let all: List<Session> = world.target.json(&["session", "list", "--job", "web-back"])?;
+    ensure!(all.items.len() >= 2, "{all:?}");
+    Ok(all.items.iter().map(|session| session.bytes.sent_wire).sum())
+}
+
+/// A replica that is failed over, its branch burnt, with some files that the branch never saw.
+fn failed_over(world: &World) -> Result<(Failover, u64)> {
+    let mut vm = branch(world)?;
+    vm.wrote()?;
+    world.run("web")?;
+    vm.kill()?;
+    let here: Failover =
+        world.target.json_within(&["failover", "start", "web@latest", "--memory", "192MiB"], BOOT)?;
+    let files = found(&here)?;
+    Ok((here.clone(), wrote(&here, files + 3)?))
+}
+
+#[test]
+fn the_vm_goes_back_and_the_replica_is_one_again() -> Result<()> {
+    let world = world()?;
+    let (here, files) = failed_over(&world)?;
+    world.target.fails(&["host", "remove", "failover"], 1)?;
+    let vms = world.target.ok(&["vm", "list"])?;
+    ensure!(vms.contains("branch.web"), "{vms}");
+    let refused = world.target.fails(&BACK, 4)?;
+    ensure!(refused.contains("manage"), "{refused}");
+    ensure!(
+        shown(&world)?.state == ReplicaState::Failover,
+        "a failback that was refused has changed something"
+    );
+    world.source.ok(&["peer", "grant", "dr", "--manage"])?;
+    let refused = world.target.fails(&BACK, 4)?;
+    ensure!(refused.contains("--replicate"), "{refused}");
+    world.source.ok(&["peer", "grant", "dr", "--replicate"])?;
+
+    let back: Failover = world.target.json_within(&BACK, BOOT)?;
+    let wire = carried(&world)?;
+    println!("failback: {wire} bytes on the wire for a disk of {} MiB", 192);
+    ensure!(wire < 24 * MIB, "{wire} bytes crossed");
+    ensure!(is_back(&world, &here, &back)? > files);
+    world.target.fails(&["failover", "undo", "web", "--yes"], 1)?;
+    ensure!(!world.source.ctl(&["job", "run", "web", "--wait"])?.status.success());
+
+    // Here again, as it was when it went.
+    world.target.ok_within(&["failback", "undo", "web", "--yes"], BOOT)?;
+    ensure!(at_branch(&world)?.state == ReplicaState::Ready);
+    let again = shown(&world)?;
+    ensure!(again.state == ReplicaState::Failover && again.failback.is_none(), "{again:?}");
+    let files = found(&again)?;
+    wrote(&again, files)?;
+
+    // And back once more, though vbrd is killed on the way.
+    std::thread::scope(|scope| -> Result<()> {
+        let ordered = scope.spawn(|| world.target.ctl_within(&BACK, BOOT));
+        while shown(&world)?.state != ReplicaState::FailingBack {
+            ensure!(!ordered.is_finished(), "it does not begin: {:?}", shown(&world)?);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        world.target.kill()?;
+        world.target.start()
+    })?;
+    let stands = shown(&world)?;
+    ensure!(stands.state == ReplicaState::FailingBack && stands.failback.is_some(), "{stands:?}");
+    world.wait_connected(Duration::from_secs(30))?;
+    let back: Failover = world.target.json_within(&BACK, BOOT)?;
+    let there = is_back(&world, &again, &back)?;
+    stays_there(&world, there)
+}
+
+/// Committed: the replica takes sessions again, from the VM where it runs now.
+fn stays_there(world: &World, files: u64) -> Result<()> {
+    let points = world.points("web")?.len();
+    let committed: Failover =
+        world.target.json_within(&["failback", "commit", "web", "--yes"], Duration::from_secs(60))?;
+    ensure!(committed.state == ReplicaState::Ready && committed.vm.is_none(), "{committed:?}");
+    ensure!(committed.warnings[0].contains("job edit web --vm failover/dr.web-back"), "{committed:?}");
+    ensure!(at_branch(world)?.state == ReplicaState::Permanent);
+    let end = std::time::Instant::now() + BOOT;
+    while at_branch(world)?.vm.context("no VM")?.flatten.is_some() {
+        ensure!(std::time::Instant::now() < end, "it does not become independent: {:?}", at_branch(world)?);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    world.target.fails(&["job", "show", "web-back"], 5)?;
+    world.source.ok(&["job", "edit", "web", "--vm", "failover/dr.web-back", "--drop-disks"])?;
+    let session = world.run("web")?;
+    println!("forward again: {} bytes on the wire", session.bytes.sent_wire);
+    ensure!(session.consistent == Some(true) && session.bytes.sent_wire < 24 * MIB, "{session:?}");
+    ensure!(world.points("web")?.len() == points + 1);
+    world.target.ok(&["restore-point", "verify", "web@latest"])?;
+    // As good as any other: what it would find on the day that it is needed.
+    let latest = ["failover", "start", "web@latest", "--memory", "192MiB"];
+    let here: Failover = world.target.json_within(&latest, BOOT)?;
+    ensure!(found(&here)? >= files, "files are missing that were durable before the session");
+    world.target.ok(&["failover", "undo", "web", "--yes"])?;
+    let quit = at_branch(world)?.vm.context("no VM")?.directory;
+    vbr_tests::vm::quit(Path::new(&quit))
 }

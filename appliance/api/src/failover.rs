@@ -24,6 +24,10 @@ pub enum ReplicaState {
     Failover,
     /// The same for good.
     Permanent,
+    /// It still is the VM, and goes back to the site that it came from.
+    FailingBack,
+    /// The VM runs at the site that it came from again; what is here is off, and kept.
+    Failback,
 }
 
 impl ReplicaState {
@@ -36,6 +40,8 @@ impl ReplicaState {
             Self::TestFailover => "test_failover",
             Self::Failover => "failover",
             Self::Permanent => "permanent",
+            Self::FailingBack => "failing_back",
+            Self::Failback => "failback",
         }
     }
 }
@@ -138,9 +144,36 @@ pub struct Failover {
     #[schema(value_type = Option<String>)]
     pub started_at: Option<Moment>,
     pub vm: Option<StartedVm>,
+    /// How it goes back to the site that it came from.
+    #[serde(default)]
+    pub failback: Option<Failback>,
     /// What an operator should know.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// How a VM goes back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Failback {
+    #[schema(value_type = String)]
+    pub since: Moment,
+    /// The job of this site that carries it.
+    pub job: String,
+    /// `HOST/VM` that it is there.
+    pub vm: String,
+    /// Restore point that it was ordered to be started from there; none: it does not run there yet.
+    pub point: Option<String>,
+}
+
+/// `POST /v1/failbacks/start`: the VM goes back to the site that it came from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FailbackRequest {
+    /// Its `point` names the replica alone (`[SITE/]REPLICA`); networks are those of the site that it goes back to.
+    pub start: FailoverRequest,
+    /// For the guest to shut down; five minutes unless said.
+    #[serde(default)]
+    pub shutdown_ms: Option<u64>,
 }
 
 /// A VM that runs from a replica.

@@ -155,6 +155,9 @@ pub struct GrantRequest {
     /// Whether a console there may give orders here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manage: Option<bool>,
+    /// Whether its jobs may fill replicas here. The site that joined may from the first; the one that invited it may not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicate: Option<bool>,
 }
 
 /// `POST /v1/peers/invite`

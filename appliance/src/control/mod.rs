@@ -23,6 +23,7 @@ mod access;
 mod audit;
 mod doctor;
 mod export;
+mod failbacks;
 mod failovers;
 mod hosts;
 mod housekeeping;

@@ -10,8 +10,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use vbr_api::{
-    BootTest, CacheStats, Check, ConfigView, Failover, FailoverRequest, GrantRequest, Host, Invite,
-    InviteRequest, Job, JobEdit, JobLogEntry, JobLogQuery, JobSpec, JoinRequest, NotifyHook, Peer,
+    BootTest, CacheStats, Check, ConfigView, FailbackRequest, Failover, FailoverRequest, GrantRequest, Host,
+    Invite, InviteRequest, Job, JobEdit, JobLogEntry, JobLogQuery, JobSpec, JoinRequest, NotifyHook, Peer,
     PinRequest, Plan, PlannedRequest, PowerRequest, Removed, Replica, Repository, RepositoryReport,
     RestorePoint, Rotation, RunRequest, Session, StateSummary, Status, Task, TestRequest, Throttle,
     ThrottleSpec, Throttles, VerifyReport, Vm, WarmRequest, Warming,
@@ -220,6 +220,12 @@ pub trait FailoverOrders: Send + Sync {
     ) -> Result<BootTest, Problem>;
     /// Moves the VM here in order: the last changes first, then the start.
     fn planned<'a>(&'a self, request: PlannedRequest) -> Answer<'a, Failover>;
+    /// Brings the VM back to the site that it came from: the last changes first, then the start there.
+    fn fail_back<'a>(&'a self, request: FailbackRequest) -> Answer<'a, Failover>;
+    /// The VM is here again; `force`: also where that site cannot be asked.
+    fn undo_failback<'a>(&'a self, replica: ReplicaRef, force: bool) -> Answer<'a, Failover>;
+    /// The VM stays there, and the replica is one again.
+    fn commit_failback<'a>(&'a self, replica: ReplicaRef) -> Answer<'a, Failover>;
     /// Ends either; what was written is thrown away.
     fn undo(&self, replica: &ReplicaRef) -> Result<Failover, Problem>;
     /// The VM stays here for good.

@@ -80,6 +80,10 @@ const ALLOWED: &[(Method, &str)] = &[
     (Method::POST, "/v1/failovers/planned"),
     (Method::POST, "/v1/failovers/undo"),
     (Method::POST, "/v1/failovers/commit"),
+    (Method::POST, "/v1/failbacks/start"),
+    // By force or not: whether another site can be asked, this one knows best.
+    (Method::POST, "/v1/failbacks/undo"),
+    (Method::POST, "/v1/failbacks/commit"),
     (Method::GET, "/v1/restore-points"),
     (Method::GET, "/v1/restore-points/one"),
     // Not by force: neither the minimum age nor the newest point.

@@ -7,8 +7,8 @@ use axum::routing::{MethodRouter, delete, get, patch, post};
 use utoipa::OpenApi;
 
 use super::{
-    Api, audit, doctor, failovers, hosts, housekeeping, jobs, life, nbd, peers, points, replicas, reply,
-    repositories, sessions, site, throttle, warm,
+    Api, audit, doctor, failbacks, failovers, hosts, housekeeping, jobs, life, nbd, peers, points, replicas,
+    reply, repositories, sessions, site, throttle, warm,
 };
 
 /// Method, path, handler. Tested: each is in the document and the other way round.
@@ -90,6 +90,7 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         get_("/v1/openapi.json", get(document)),
     ];
     all.extend(failover_table());
+    all.extend(failback_table());
     all
 }
 
@@ -102,6 +103,14 @@ fn failover_table() -> [(Method, &'static str, MethodRouter<Api>); 7] {
         (Method::POST, "/v1/failovers/planned", post(failovers::planned)),
         (Method::POST, "/v1/failovers/undo", post(failovers::undo)),
         (Method::POST, "/v1/failovers/commit", post(failovers::commit)),
+    ]
+}
+
+fn failback_table() -> [(Method, &'static str, MethodRouter<Api>); 3] {
+    [
+        (Method::POST, "/v1/failbacks/start", post(failbacks::start)),
+        (Method::POST, "/v1/failbacks/undo", post(failbacks::undo)),
+        (Method::POST, "/v1/failbacks/commit", post(failbacks::commit)),
     ]
 }
 
@@ -196,6 +205,9 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         failovers::planned,
         failovers::undo,
         failovers::commit,
+        failbacks::start,
+        failbacks::undo,
+        failbacks::commit,
         throttle::list,
         throttle::set,
         throttle::clear,

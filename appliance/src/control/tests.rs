@@ -258,6 +258,18 @@ impl FailoverOrders for Fake {
         self.note(format!("planned {}", request.start.point));
         Box::pin(async move { Err(gone(&request.start.point)) })
     }
+    fn fail_back<'a>(&'a self, request: FailbackRequest) -> Answer<'a, Failover> {
+        self.note(format!("fail back {}", request.start.point));
+        Box::pin(async move { Err(gone(&request.start.point)) })
+    }
+    fn undo_failback<'a>(&'a self, replica: ReplicaRef, force: bool) -> Answer<'a, Failover> {
+        self.note(format!("undo failback {replica} {force}"));
+        Box::pin(async move { Err(gone(&replica.to_string())) })
+    }
+    fn commit_failback<'a>(&'a self, replica: ReplicaRef) -> Answer<'a, Failover> {
+        self.note(format!("commit failback {replica}"));
+        Box::pin(async move { Err(gone(&replica.to_string())) })
+    }
     fn undo(&self, replica: &ReplicaRef) -> Result<Failover, Problem> {
         self.note(format!("undo {replica}"));
         Err(gone(&replica.to_string()))

@@ -4,6 +4,7 @@
 //! mod       the orders: start, undo, commit; what is shown
 //! settings  the VM as it is started here: from the restore point, the order and this site's networks
 //! boot      the test of a restore point: start, look, throw away
+//! back      going back to the site that it came from: what is done here
 //! tend      what goes on by itself: commits are finished, tests of a vbrd that was killed are ended
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! runs; the VM itself is found by its directory. So a vbrd that is killed at any moment finds what it left. One order a replica
 //! at once. Everything blocks. Not its job: how a VM is run (`host::target`), what an image is (`repository`).
 
+mod back;
 mod boot;
 mod settings;
 mod tend;
@@ -22,13 +24,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vbr_api::{Failover, FailoverRequest, Moment, ReplicaState, StartedVm};
+use vbr_api::{Failback, Failover, FailoverRequest, Moment, ReplicaState, StartedVm};
 
 pub use self::tend::INTERVAL;
 
 use self::settings::Settings;
 use crate::config::FailoverSection;
 use crate::error::Problem;
+use crate::host::FAILOVER;
 use crate::host::target::{self, RunState, StartSpec, TargetVm};
 use crate::nbd::{BackingImage, ImageSpec};
 use crate::repository::datastore::{
@@ -71,6 +74,12 @@ impl Failovers {
             point: record.started.as_ref().map(|started| started.point.clone()),
             started_at: record.started.as_ref().map(|started| started.at),
             vm,
+            failback: record.failback.map(|way| Failback {
+                since: way.at,
+                job: way.job,
+                vm: format!("{FAILOVER}/{}.{}", way.here, way.replica),
+                point: way.point,
+            }),
             warnings: Vec::new(),
         })
     }
@@ -142,7 +151,7 @@ impl Failovers {
     fn undo_now(&self, replica: &Arc<Replica>) -> Result<(), Problem> {
         replica.allows(Order::Undo)?;
         TargetVm::at(&replica.failover_dir()).stop()?;
-        replica.undo_failover()?;
+        replica.end_failover(Order::Undo)?;
         tracing::info!("{} takes sessions again", title(replica));
         Ok(())
     }
@@ -201,7 +210,7 @@ impl Failovers {
         let disks =
             disks.map(|n| Ok(image(replica.failover_chain(n as u16)?))).collect::<Result<_, Problem>>()?;
         let spec = StartSpec {
-            name: format!("{}.{}", replica.site(), replica.name()),
+            name: replica.vm_name(),
             directory: replica.failover_dir(),
             disks,
             vm: started.vm,
@@ -221,7 +230,7 @@ impl Failovers {
             (record.stage == Stage::Permanent && !started.flattened).then(|| self.flattened(&vm, started));
         let started_ms = self.started_ms.lock().unwrap_or_else(PoisonError::into_inner);
         StartedVm {
-            name: format!("{}.{}", replica.site(), replica.name()),
+            name: replica.vm_name(),
             run_state,
             cpus: started.vm.cpus,
             memory_bytes: started.vm.memory_bytes,
@@ -237,8 +246,8 @@ impl Failovers {
         started_ms.insert(replica.key(), begun.elapsed().as_millis() as u64);
     }
 
-    /// One order a replica at once.
-    fn turn(&self, replica: &Replica) -> Result<Turn<'_>, Problem> {
+    /// One order a replica at once: whoever has several steps to take keeps it meanwhile.
+    pub fn turn(&self, replica: &Replica) -> Result<Turn<'_>, Problem> {
         if self.turns().insert(replica.key()) {
             return Ok(Turn { all: self, key: replica.key() });
         }
@@ -256,7 +265,8 @@ impl Failovers {
     }
 }
 
-struct Turn<'a> {
+/// The right to order something of a replica; given up when dropped.
+pub struct Turn<'a> {
     all: &'a Failovers,
     key: [u8; 16],
 }
@@ -278,6 +288,8 @@ fn state(replica: &Replica, stage: Stage) -> ReplicaState {
         (Stage::Test, ..) => ReplicaState::TestFailover,
         (Stage::Failover, ..) => ReplicaState::Failover,
         (Stage::Permanent, ..) => ReplicaState::Permanent,
+        (Stage::FailingBack, ..) => ReplicaState::FailingBack,
+        (Stage::Failback, ..) => ReplicaState::Failback,
         (Stage::Idle, true, true) => ReplicaState::Seeding,
         (Stage::Idle, true, false) => ReplicaState::Empty,
         (Stage::Idle, false, true) => ReplicaState::Syncing,

@@ -40,7 +40,8 @@ use vbr_api::{DiskSpec, Power, Vm, VmConfig};
 pub use clones::{CloneConfig, CloneStore};
 pub use disk::DiskHost;
 pub use error::HostError;
-pub use registry::{HostConfig, HostRegistry, LOCAL};
+pub use qemu::Monitors;
+pub use registry::{FAILOVER, HostConfig, HostRegistry, LOCAL};
 
 use crate::block::{BlockRead, Extent};
 use mark::Mark;

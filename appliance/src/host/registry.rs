@@ -1,6 +1,7 @@
 //! The hosts of this site: `hosts.json` in the state directory, and their drivers.
 //!
-//! Owns the list. `local` (driver `disk`) is always there; disks named by path alone go through it.
+//! Owns the list. `local` (driver `disk`) is always there; disks named by path alone go through it. So is `failover`: the VMs
+//! that this site has started from replicas, as whoever opens the registry says.
 //! Not its job: jobs. Whoever removes a host first makes sure that no job names it.
 
 use std::collections::BTreeMap;
@@ -14,12 +15,14 @@ use super::clones::{CloneConfig, CloneStore};
 use super::disk::DiskHost;
 use super::libvirt::{self, LibvirtHost};
 use super::nbd::{self, NbdHost};
-use super::qemu::QemuHost;
+use super::qemu::{Monitors, QemuHost};
 use super::{HOSTS_MAX, HostError, SourceHost, state_file};
 use crate::nbd::QsdExport;
 
 /// The host that is always there.
 pub const LOCAL: &str = "local";
+/// The host of the VMs that this site has started from replicas; always there.
+pub const FAILOVER: &str = "failover";
 /// Running VMs.
 const QEMU: &str = "qemu";
 /// VMs of libvirt.
@@ -93,13 +96,22 @@ impl HostRegistry {
                     "its version or its length is not one this vbrd knows",
                 ));
             }
-            for host in stored.hosts.into_iter().filter(|host| host.name != LOCAL) {
+            for host in stored.hosts.into_iter().filter(|host| !is_built_in(&host.name)) {
                 check_host(&host)?;
                 hosts.insert(host.name.clone(), registry.entry(host));
             }
         }
         drop(hosts);
         Ok(registry)
+    }
+
+    /// With the VMs that this site has started.
+    pub fn knowing_failovers(self, known: Monitors) -> Self {
+        let host = Host { name: FAILOVER.into(), driver: QEMU.into(), ..Host::default() };
+        let (clones, runtime_dir) = (self.clones.clone(), self.config.runtime_dir.clone());
+        let source = Arc::new(QemuHost::knowing(host.clone(), known, clones, runtime_dir));
+        self.lock().insert(FAILOVER.into(), Arc::new(Entry { host, source }));
+        self
     }
 
     /// All hosts, by name.
@@ -121,6 +133,13 @@ impl HostRegistry {
     pub fn add(&self, host: Host) -> Result<(Host, bool), HostError> {
         check_host(&host)?;
         let mut hosts = self.lock();
+        if host.name == FAILOVER {
+            return Err(HostError::Conflict {
+                what: format!("host {FAILOVER}"),
+                why: "it is always there: the VMs that this site has started".into(),
+                next_step: "choose another name",
+            });
+        }
         if let Some(known) = hosts.get(&host.name) {
             if known.host == host {
                 return Ok((host, false));
@@ -157,13 +176,14 @@ impl HostRegistry {
         Ok((host, true))
     }
 
-    /// Removes a host; `local` stays.
+    /// Removes a host; those that are always there stay.
     pub fn remove(&self, name: &str) -> Result<Host, HostError> {
-        if name == LOCAL {
+        if is_built_in(name) {
             return Err(HostError::Conflict {
-                what: "host local".into(),
+                what: format!("host {name}"),
                 why: "it is always there".into(),
-                next_step: "its directories stand in the configuration file",
+                next_step: "nothing is left to do: the directories of `local` stand in the configuration file, the VMs of \
+                            `failover` are the replicas that are failed over",
             });
         }
         let mut hosts = self.lock();
@@ -198,7 +218,7 @@ impl HostRegistry {
     }
 
     fn store(&self, hosts: &BTreeMap<String, Arc<Entry>>) -> Result<(), HostError> {
-        let others = hosts.values().filter(|entry| entry.host.name != LOCAL);
+        let others = hosts.values().filter(|entry| !is_built_in(&entry.host.name));
         let file =
             HostsFile { version: FILE_VERSION, hosts: others.map(|entry| entry.host.clone()).collect() };
         let name = self.file.display().to_string();
@@ -208,6 +228,11 @@ impl HostRegistry {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Entry>>> {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// They are in no file.
+fn is_built_in(name: &str) -> bool {
+    matches!(name, LOCAL | FAILOVER)
 }
 
 fn unreadable(file: &Path, why: &str) -> HostError {

@@ -331,3 +331,33 @@ fn hosts_are_remembered() {
     let error = HostRegistry::open(config).err().unwrap();
     assert!(error.to_string().contains("hosts.json"), "{error}");
 }
+
+/// Its VMs are whoever is told of; it is in no file, and cannot be taken away or replaced.
+#[test]
+fn vms_that_this_site_started_are_a_host() {
+    let dir = tempfile::tempdir().unwrap();
+    // Longer than the kernel takes a socket's path.
+    let deep = dir.path().join("x".repeat(120));
+    fs::create_dir(&deep).unwrap();
+    let monitor = deep.join("qmp");
+    let known: Monitors = Arc::new(move || vec![("branch.web".to_owned(), monitor.clone())]);
+    let hosts = registry(dir.path()).knowing_failovers(known.clone());
+    let host = hosts.get(FAILOVER).unwrap();
+    assert_eq!(
+        (hosts.list().len(), host.driver(), host.list().unwrap()[0].name.as_str()),
+        (2, "qemu", "branch.web")
+    );
+    let off = Problem::from(host.resolve("branch.web").err().unwrap());
+    assert!(off.why.contains("off") && off.next_step.contains("failover start"), "{off:?}");
+    assert_eq!(Problem::from(host.resolve("branch.mail").err().unwrap()).code, "invalid");
+    assert_eq!(Problem::from(hosts.remove(FAILOVER).err().unwrap()).code, "conflict");
+    let other = Host { name: FAILOVER.into(), driver: "disk".into(), ..Host::default() };
+    assert_eq!(Problem::from(hosts.add(other).err().unwrap()).code, "conflict");
+    let lab = Host { name: "lab".into(), driver: "disk".into(), ..Host::default() };
+    hosts.add(lab).unwrap();
+    let again = registry(dir.path()).knowing_failovers(known);
+    assert_eq!(
+        again.list().iter().map(|host| host.name.as_str()).collect::<Vec<_>>(),
+        ["failover", "lab", "local"]
+    );
+}

@@ -106,7 +106,8 @@ impl Appliance {
             started_at: Moment::now(),
         }));
         let datastores = stores.datastores.clone();
-        let failovers = failing_over(&lock(&config), &stores, &target, &wire, (&workers, &tasks, &stop));
+        let failovers =
+            failing_over(&lock(&config), &stores, &target, &jobs, &wire, (&workers, &tasks, &stop));
         let throttle = Throttling {
             rules: stores.throttle,
             wire: wire.clone(),
@@ -258,15 +259,18 @@ fn failing_over(
     config: &Config,
     stores: &Stores,
     target: &Arc<TargetService>,
+    jobs: &Arc<JobManager>,
     wire: &Wire,
     (workers, tasks, stop): (&Workers, &TaskTracker, &CancellationToken),
 ) -> Arc<FailingOver> {
-    let stores = stores.datastores.clone();
+    let (stores, hosts) = (stores.datastores.clone(), stores.hosts.clone());
     let failing_over = FailingOver {
         failovers: Failovers::new(stores.clone(), config.failover.clone()),
         stores,
         target: target.clone(),
         consoles: Arc::new(Consoles { wire: wire.clone() }),
+        jobs: jobs.clone(),
+        hosts,
         soon: Arc::default(),
         tasks: tasks.clone(),
     };

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{Answer, ConsoleOrders, RemoteAnswer, RemoteOrder};
@@ -94,6 +95,41 @@ impl Consoles {
             away = None;
             request = SiteRequest::ManageResult { call, offset: packed.len() as u32 };
         }
+    }
+
+    /// An order of this site's own, and its answer.
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        site: &str,
+        method: &str,
+        path: String,
+        body: Vec<u8>,
+    ) -> Result<T, Problem> {
+        let order = RemoteOrder { method: method.into(), path: path.clone(), body, user: None };
+        let answer = self.forward(site, order).await?;
+        if (200..300).contains(&answer.status) {
+            return serde_json::from_slice(&answer.body).map_err(|error| {
+                let next = "update vbr at both sites";
+                Problem::new(
+                    "protocol",
+                    format!("site {site}"),
+                    format!("its answer to {path}: {error}"),
+                    next,
+                )
+            });
+        }
+        let refused = serde_json::from_slice::<vbr_api::ErrorResponse>(&answer.body);
+        Err(match refused {
+            Ok(refused) => {
+                let error = refused.error;
+                let code = if error.code == "not_allowed" { "not_allowed" } else { "source" };
+                Problem::new(code, format!("{} (at {site})", error.what), error.why, error.next_step)
+            }
+            Err(_) => {
+                let why = format!("it answers {} to {path}", answer.status);
+                Problem::new("protocol", format!("site {site}"), why, "update vbr at both sites")
+            }
+        })
     }
 
     /// Asks every peer that is connected what it grants this site, and remembers it.

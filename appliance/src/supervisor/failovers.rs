@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vbr_api::{BootTest, Failover, FailoverRequest, PlannedRequest, TestRequest};
+use vbr_api::{BootTest, FailbackRequest, Failover, FailoverRequest, PlannedRequest, TestRequest};
 
 use super::consoles::Consoles;
+use super::failback;
 use super::planned::planned;
 use crate::control::{Answer, FailoverOrders, PointRef, ReplicaRef};
 use crate::error::Problem;
 use crate::failover::{Failovers, INTERVAL};
-use crate::job::TargetService;
+use crate::host::HostRegistry;
+use crate::job::{JobManager, TargetService};
 use crate::repository::datastore::{Datastores, Replica};
 use crate::worker::{Next, Outcome, Pass, Plan, Role, Spec, Workers};
 
@@ -26,6 +28,10 @@ pub struct FailingOver {
     pub target: Arc<TargetService>,
     /// For orders to the sites that replicas come from.
     pub consoles: Arc<Consoles>,
+    /// The jobs that carry VMs back.
+    pub jobs: Arc<JobManager>,
+    /// To shut VMs down.
+    pub hosts: Arc<HostRegistry>,
     /// There may be something to look after.
     pub soon: Arc<tokio::sync::Notify>,
     /// Where planned failovers run.
@@ -33,7 +39,20 @@ pub struct FailingOver {
 }
 
 impl FailingOver {
-    fn find(&self, name: &ReplicaRef) -> Result<Arc<Replica>, Problem> {
+    /// Also when its console has gone: half of it would be worse.
+    fn carried_on<'a>(
+        &'a self,
+        order: impl Future<Output = Result<Failover, Problem>> + Send + 'static,
+    ) -> Answer<'a, Failover> {
+        let ordered = self.tasks.spawn(order);
+        Box::pin(async move {
+            ordered.await.unwrap_or_else(|error| {
+                Err(Problem::new("internal", "an order of several steps", error.to_string(), "report this"))
+            })
+        })
+    }
+
+    pub(super) fn find(&self, name: &ReplicaRef) -> Result<Arc<Replica>, Problem> {
         self.stores.find(name.site.as_deref(), &name.name)
     }
 
@@ -80,13 +99,19 @@ impl FailoverOrders for FailingOver {
     }
     fn planned<'a>(&'a self, request: PlannedRequest) -> Answer<'a, Failover> {
         let own = self.clone();
-        // Carried on when its console has gone: half of it would be worse.
-        let ordered = self.tasks.spawn(async move { planned(&own, request).await });
-        Box::pin(async move {
-            ordered.await.unwrap_or_else(|error| {
-                Err(Problem::new("internal", "a planned failover", error.to_string(), "report this"))
-            })
-        })
+        self.carried_on(async move { planned(&own, request).await })
+    }
+    fn fail_back<'a>(&'a self, request: FailbackRequest) -> Answer<'a, Failover> {
+        let own = self.clone();
+        self.carried_on(async move { failback::start(&own, request).await })
+    }
+    fn undo_failback<'a>(&'a self, replica: ReplicaRef, force: bool) -> Answer<'a, Failover> {
+        let own = self.clone();
+        self.carried_on(async move { failback::undo(&own, &replica, force).await })
+    }
+    fn commit_failback<'a>(&'a self, replica: ReplicaRef) -> Answer<'a, Failover> {
+        let own = self.clone();
+        self.carried_on(async move { failback::commit(&own, &replica).await })
     }
     fn undo(&self, replica: &ReplicaRef) -> Result<Failover, Problem> {
         self.failovers.undo(&self.find(replica)?)

@@ -19,13 +19,13 @@ use vbr_api::{Failover, Job, List, One, PlannedRequest, Power, PowerRequest, Ses
 
 use super::consoles::Consoles;
 use super::failovers::FailingOver;
-use crate::control::{ConsoleOrders, FailoverOrders, PointRef, RemoteOrder, ReplicaRef};
+use crate::control::{FailoverOrders, PointRef, ReplicaRef};
 use crate::error::Problem;
 
 /// The longest that the source is waited for in one session.
-const SESSION_MAX: Duration = Duration::from_secs(24 * 3600);
+pub(super) const SESSION_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Of one long poll.
-const POLL_MS: u64 = 20_000;
+pub(super) const POLL_MS: u64 = 20_000;
 
 /// The site that a replica comes from, and its job there.
 struct Source<'a> {
@@ -62,7 +62,7 @@ pub(super) async fn planned(
 
 impl<'a> Source<'a> {
     async fn find(consoles: &'a Consoles, site: &str, replica: &str) -> Result<Self, Problem> {
-        let jobs: List<Job> = ask(consoles, site, "GET", "/v1/jobs".into(), Vec::new()).await?;
+        let jobs: List<Job> = consoles.ask(site, "GET", "/v1/jobs".into(), Vec::new()).await?;
         let job = jobs.items.into_iter().find(|job| job.spec.vm.is_some() && job.spec.replica() == replica);
         let Some((job, vm)) = job.and_then(|job| Some((job.spec.name, job.spec.vm?))) else {
             return Err(Problem::conflict(
@@ -74,11 +74,25 @@ impl<'a> Source<'a> {
         Ok(Self { consoles, site: site.into(), job, vm })
     }
 
-    /// Runs the job to its end; answers the restore point.
+    /// Runs the job to its end; answers the restore point, which shows a moment after this was called.
     async fn replicate(&self) -> Result<String, Problem> {
-        let path = format!("/v1/jobs/{}/run", self.job);
-        let begun: One<Session> = self.order("POST", path, b"{}".to_vec()).await?;
-        let (mut session, end) = (begun.item, Instant::now() + SESSION_MAX);
+        // A moment that was taken before, by the job's schedule: an order to run would be content with it.
+        let path = format!("/v1/sessions?job={}&active=true", self.job);
+        let active: List<Session> = self.order("GET", path, Vec::new()).await?;
+        let earlier: Vec<String> = active.items.into_iter().map(|session| session.session).collect();
+        let end = Instant::now() + SESSION_MAX;
+        loop {
+            let path = format!("/v1/jobs/{}/run", self.job);
+            let begun: One<Session> = self.order("POST", path, b"{}".to_vec()).await?;
+            let is_earlier = earlier.contains(&begun.item.session);
+            let sealed = self.wait(begun.item, end).await;
+            if !is_earlier {
+                return sealed;
+            }
+        }
+    }
+
+    async fn wait(&self, mut session: Session, end: Instant) -> Result<String, Problem> {
         while !session.state.is_over() {
             if Instant::now() > end {
                 return Err(self.failed("its session takes longer than a day".into()));
@@ -86,13 +100,7 @@ impl<'a> Source<'a> {
             let path = format!("/v1/sessions/{}?wait_ms={POLL_MS}", session.session);
             session = self.order::<One<Session>>("GET", path, Vec::new()).await?.item;
         }
-        match (session.state, session.restore_point) {
-            (SessionState::Succeeded | SessionState::Warning, Some(point)) => Ok(point),
-            (state, _) => {
-                let why = session.error.map(|error| error.why).unwrap_or_else(|| state.as_str().into());
-                Err(self.failed(format!("its session did not succeed: {why}")))
-            }
-        }
+        sealed(session).map_err(|why| self.failed(why))
     }
 
     async fn power(&self, power: Power, within_ms: Option<u64>) -> Result<(), Problem> {
@@ -134,7 +142,7 @@ impl<'a> Source<'a> {
         path: String,
         body: Vec<u8>,
     ) -> Result<T, Problem> {
-        ask(self.consoles, &self.site, method, path, body).await
+        self.consoles.ask(&self.site, method, path, body).await
     }
 
     fn failed(&self, why: String) -> Problem {
@@ -143,31 +151,13 @@ impl<'a> Source<'a> {
     }
 }
 
-async fn ask<T: DeserializeOwned>(
-    consoles: &Consoles,
-    site: &str,
-    method: &str,
-    path: String,
-    body: Vec<u8>,
-) -> Result<T, Problem> {
-    let order = RemoteOrder { method: method.into(), path: path.clone(), body, user: None };
-    let answer = consoles.forward(site, order).await?;
-    if (200..300).contains(&answer.status) {
-        return serde_json::from_slice(&answer.body).map_err(|error| {
-            let next = "update vbr at both sites";
-            Problem::new("protocol", format!("site {site}"), format!("its answer to {path}: {error}"), next)
-        });
+/// The restore point of a session that is over, or why there is none.
+pub(super) fn sealed(session: Session) -> Result<String, String> {
+    match (session.state, session.restore_point) {
+        (SessionState::Succeeded | SessionState::Warning, Some(point)) => Ok(point),
+        (state, _) => {
+            let why = session.error.map(|error| error.why).unwrap_or_else(|| state.as_str().into());
+            Err(format!("its session did not succeed: {why}"))
+        }
     }
-    let refused = serde_json::from_slice::<vbr_api::ErrorResponse>(&answer.body);
-    Err(match refused {
-        Ok(refused) => {
-            let error = refused.error;
-            let code = if error.code == "not_allowed" { "not_allowed" } else { "source" };
-            Problem::new(code, format!("{} (at {site})", error.what), error.why, error.next_step)
-        }
-        Err(_) => {
-            let why = format!("it answers {} to {path}", answer.status);
-            Problem::new("protocol", format!("site {site}"), why, "update vbr at both sites")
-        }
-    })
 }

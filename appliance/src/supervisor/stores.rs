@@ -2,6 +2,7 @@
 //!
 //! Owns nothing once it is open. Everything here blocks.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use crate::config::Config;
 use crate::control::AuditLog;
 use crate::database::Database;
 use crate::error::Problem;
+use crate::host::target::monitor_in;
 use crate::host::{HostConfig, HostRegistry};
 use crate::job::Warmings;
 use crate::repository::datastore::{DatastoreConfig, Datastores};
@@ -74,6 +76,8 @@ pub(super) fn open_stores(state: StateDir, config: &Config) -> Result<Stores, Pr
         local_directories: Vec::new(),
     })
     .map_err(Problem::from)?;
+    let started = datastores.clone();
+    let hosts = hosts.knowing_failovers(Arc::new(move || started_vms(&started)));
     let (anchors, why) =
         AnchorStore::open(&config.state.join("anchors"), config.accelerator.anchor_memory_bytes);
     if let Some(why) = why {
@@ -95,6 +99,12 @@ pub(super) fn open_stores(state: StateDir, config: &Config) -> Result<Stores, Pr
     }
     let seeds = Arc::new(seeds);
     Ok(Stores { state, database, cache, anchors, blocks, shared, datastores, hosts, throttle, audit, seeds })
+}
+
+/// The VMs that run from replicas, or are off for a while, and the monitor of each.
+fn started_vms(stores: &Datastores) -> Vec<(String, PathBuf)> {
+    let replicas = stores.replicas().into_iter().filter(|replica| replica.stage().is_vm());
+    replicas.map(|replica| (replica.vm_name(), monitor_in(&replica.failover_dir()))).collect()
 }
 
 fn database_problem(error: &crate::database::DatabaseError) -> Problem {

@@ -26,6 +26,8 @@ use crate::limits::PEERS_MAX;
 
 /// The grant that lets a peer's consoles give orders here.
 pub const MANAGE: &str = "manage";
+/// The grant to fill replicas here.
+pub const REPLICATE: &str = "replicate";
 
 /// What the rest of vbr knows of a paired peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,7 +209,7 @@ impl PeerBook {
     pub fn admit(&self, peer: PeerId, site: &str, domain: &str) -> Result<Entry, Problem> {
         let old = self.book().peers.get(&peer).cloned();
         let entry = Entry {
-            grants: vec!["replicate".to_owned()],
+            grants: vec![REPLICATE.to_owned()],
             // Pairing again must not lift a bound, nor lose what it owns.
             quota: old.as_ref().map(|old| old.quota).unwrap_or_default(),
             former: old.map(|old| old.former).unwrap_or_default(),
@@ -246,7 +248,7 @@ impl PeerBook {
         })
     }
 
-    /// Sets what a peer may fill here, 0 takes its own bound away, and whether its consoles may give orders. Durable
+    /// Sets what a peer may fill here, 0 takes its own bound away, whether it may at all, and whether its consoles may give orders. Durable
     /// when it returns.
     pub fn grant(&self, name: &str, request: &GrantRequest) -> Result<PeerId, Problem> {
         self.change(|book| {
@@ -257,13 +259,14 @@ impl PeerBook {
             if let Some(points) = request.max_points {
                 entry.quota.points = Some(points).filter(|points| *points > 0);
             }
-            if let Some(manage) = request.manage {
+            for (word, wanted) in [(MANAGE, request.manage), (REPLICATE, request.replicate)] {
+                let Some(wanted) = wanted else { continue };
                 if entry.revoked {
                     let next = "pair it again: vbrctl peer invite, and vbrctl peer join there";
                     return Err(Problem::conflict(format!("peer {name}"), "it is revoked", next));
                 }
-                entry.grants.retain(|grant| grant != MANAGE);
-                entry.grants.extend(manage.then(|| MANAGE.to_owned()));
+                entry.grants.retain(|grant| grant != word);
+                entry.grants.extend(wanted.then(|| word.to_owned()));
             }
             Ok(id)
         })
@@ -423,7 +426,7 @@ mod tests {
         let again = open(dir.path());
         assert_eq!(again.by_name("web-2").unwrap().domain_key, key);
         assert!(again.is_paired(&one));
-        let grant = |quota_bytes, max_points| GrantRequest { quota_bytes, max_points, manage: None };
+        let grant = |quota_bytes, max_points| GrantRequest { quota_bytes, max_points, ..Default::default() };
         again.grant("web", &grant(Some(5), None)).unwrap();
         again.grant("web", &grant(None, Some(7))).unwrap();
         again.admit(one, "web", "default").unwrap();

@@ -210,7 +210,7 @@ fn runs(failover: &Failover) -> String {
 }
 
 impl VmOptions {
-    fn request(self, point: String) -> FailoverRequest {
+    pub(super) fn request(self, point: String) -> FailoverRequest {
         self.hardware.request(point, self.networks)
     }
 }
@@ -223,7 +223,11 @@ async fn order(context: &Context, word: &str, replica: &str, line: &str) -> Resu
 }
 
 /// The line, and on stderr what an operator should know.
-fn done(context: &Context, document: &Document, line: impl Fn(&Failover) -> String) -> Result<(), Failure> {
+pub(super) fn done(
+    context: &Context,
+    document: &Document,
+    line: impl Fn(&Failover) -> String,
+) -> Result<(), Failure> {
     let failover: Failover = document.one()?;
     context.output.done(document, &line(&failover), json!({}))?;
     for warning in &failover.warnings {
@@ -302,7 +306,11 @@ fn table(replicas: &[Failover], view: &View) -> String {
 
 fn state(state: ReplicaState) -> Cell {
     let tone = match state {
-        ReplicaState::Failover | ReplicaState::TestFailover | ReplicaState::Permanent => Tone::Watch,
+        ReplicaState::Failover
+        | ReplicaState::TestFailover
+        | ReplicaState::Permanent
+        | ReplicaState::FailingBack
+        | ReplicaState::Failback => Tone::Watch,
         _ => Tone::Plain,
     };
     Cell::toned(state.as_str(), tone)
@@ -318,6 +326,16 @@ fn facts(failover: &Failover, view: &View) -> String {
             "Started",
             failover.started_at.map(|at| format!("{}, {}", human::moment(at), human::age(at, view.now))),
         );
+    if let Some(back) = &failover.failback {
+        let stands = match (&back.point, failover.state) {
+            (Some(point), ReplicaState::Failback) => format!("it runs at {} from {point}", failover.site),
+            (Some(point), _) => format!("it was ordered to be started at {} from {point}", failover.site),
+            (None, _) => format!("job {} carries it to {}", back.job, failover.site),
+        };
+        facts
+            .add("Failback", format!("{stands}, {}", human::age(back.since, view.now)))
+            .add("Its VM there", back.vm.as_str());
+    }
     if let Some(vm) = &failover.vm {
         vm_facts(&mut facts, vm);
     }

@@ -6,6 +6,7 @@ pub mod check;
 pub mod completion;
 pub mod config;
 pub mod doctor;
+pub mod failback;
 pub mod failover;
 pub mod host;
 pub mod job;
@@ -46,6 +47,7 @@ pub async fn run(context: &Context, noun: Noun) -> Result<Exit, Failure> {
         Noun::Replica(command) => command.run(context).await,
         Noun::RestorePoint(command) => command.run(context).await,
         Noun::Failover(command) => command.run(context).await,
+        Noun::Failback(command) => command.run(context).await,
         Noun::Task(command) => command.run(context).await,
         Noun::Throttle(command) => command.run(context).await,
         Noun::Notify(command) => command.run(context).await,

@@ -59,12 +59,12 @@ pub enum Command {
         #[command(flatten)]
         watch: Watch,
     },
-    /// Set what a peer may fill at this site, and whether its consoles may manage it
+    /// Set what a peer may fill at this site, whether it may at all, and whether its consoles may manage the site
     ///
     /// A session that would go beyond is refused, or waits at a durable position until there is room. What is not
     /// named stays as it is.
     #[command(after_help = "Example:\n  vbrctl peer grant branch-7 --quota 500G --max-points 400\n  \
-                            vbrctl peer grant hq --manage\n\nA peer that manages runs and changes jobs here, and reads \
+                            vbrctl peer grant hq --manage --replicate\n\nA peer that manages runs and changes jobs here, and reads \
                             what this site shows. It never grants, invites, pairs, exports or removes replicas, and names \
                             no file that `vbrctl vm list` does not list.")]
     Grant {
@@ -139,6 +139,12 @@ pub struct Grants {
     /// Not any more
     #[arg(long)]
     no_manage: bool,
+    /// Let its jobs fill replicas here; a site that joined this one may from the first
+    #[arg(long, conflicts_with = "no_replicate")]
+    replicate: bool,
+    /// Not any more; its replicas stay
+    #[arg(long)]
+    no_replicate: bool,
 }
 
 impl Command {
@@ -186,16 +192,17 @@ impl Command {
 
 async fn grant(context: &Context, name: &str, grants: &Grants) -> Result<Exit, Failure> {
     let manage = grants.manage.then_some(true).or(grants.no_manage.then_some(false));
-    let request = GrantRequest { quota_bytes: grants.quota, max_points: grants.max_points, manage };
+    let replicate = grants.replicate.then_some(true).or(grants.no_replicate.then_some(false));
+    let request =
+        GrantRequest { quota_bytes: grants.quota, max_points: grants.max_points, manage, replicate };
     let path = format!("/v1/peers/{}/grant", encode(name));
     let document = context.client.post_json(&path, &request).await?;
     let peer: Peer = document.one()?;
-    let may = if peer.grants.iter().any(|grant| grant == "manage") {
-        "may manage this site and fill"
-    } else {
-        "may fill"
-    };
-    context.output.done(&document, &format!("peer {name} {may} {}", bounds(&peer)), json!({}))?;
+    let has = |word: &str| peer.grants.iter().any(|grant| grant == word);
+    let fills = if has("replicate") { format!("fill {}", bounds(&peer)) } else { "fill nothing".into() };
+    let may =
+        if has("manage") { format!("may manage this site and {fills}") } else { format!("may {fills}") };
+    context.output.done(&document, &format!("peer {name} {may}"), json!({}))?;
     Ok(Exit::Done)
 }
 

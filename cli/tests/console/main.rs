@@ -6,6 +6,7 @@
 mod access;
 mod doctor;
 mod export;
+mod failback;
 mod fake;
 mod orders;
 mod samples;

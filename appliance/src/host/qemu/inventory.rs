@@ -13,6 +13,9 @@ const BITMAP: &str = "vbr:";
 /// Where the machine has its firmware and what that remembers: qemu lets nobody between it and its image.
 const FLASH: &str = "/machine/system.flash";
 
+/// How the name of an image begins that qemu tells by all that it was given.
+const IN_JSON: &str = "json:";
+
 /// A change-tracking bitmap of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Bitmap {
@@ -85,11 +88,37 @@ fn disk(device: &Value) -> Option<LiveDisk> {
     Some(LiveDisk {
         qdev: device["qdev"].as_str()?.to_owned(),
         node: inserted["node-name"].as_str()?.to_owned(),
-        path: inserted["file"].as_str()?.to_owned(),
+        path: file_of(inserted["file"].as_str()?),
         format: if image["format"] == "qcow2" { DiskFormat::Qcow2 } else { DiskFormat::Raw },
         bytes: image["virtual-size"].as_u64()?,
         bitmaps: bitmaps(inserted),
     })
+}
+
+/// qemu names an image whose header says something else of what lies below by all that it was given, as JSON; where that
+/// is cut, because it is long, it stays as it is.
+fn file_of(said: &str) -> String {
+    let whole = said.strip_prefix(IN_JSON).and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let file = whole.and_then(|whole| Some(whole["file"]["filename"].as_str()?.to_owned()));
+    file.unwrap_or_else(|| said.to_owned())
+}
+
+/// Whether one of these nodes holds a moment for a session.
+pub(in crate::host) fn holds_a_moment(nodes: &Value) -> bool {
+    let filter = format!("{OURS}cbw-");
+    let named = |node: &Value| node["node-name"].as_str().is_some_and(|name| name.starts_with(&filter));
+    nodes.as_array().into_iter().flatten().any(named)
+}
+
+/// Names of files that were cut: from the nodes that VMs of our own have below their images.
+pub(super) fn name_files(disks: &mut [LiveDisk], nodes: &[Value]) {
+    for disk in disks.iter_mut().filter(|disk| disk.path.starts_with(IN_JSON)) {
+        let below = format!("{}-file", disk.node);
+        let found = nodes.iter().find(|node| node["node-name"] == below.as_str());
+        if let Some(path) = found.and_then(|node| node["file"].as_str()) {
+            disk.path = path.to_owned();
+        }
+    }
 }
 
 /// Bitmaps of ours on a node, as `query-block` or `query-named-block-nodes` tells them.
@@ -140,5 +169,24 @@ mod tests {
         assert_eq!(Bitmap::name_of("web", "s1"), disk.bitmaps[0].name);
         assert!(disk.ours("c").len() <= 31 && disk.ours("c") != disk.ours("f"));
         assert_eq!(disks(&json!({})), []);
+    }
+
+    #[test]
+    fn an_image_that_is_told_as_json_is_its_file() {
+        let said = r#"json:{"backing": {"driver": "raw", "file": {"driver": "file", "filename": "/p/a"}}, "driver": "qcow2", "file": {"driver": "file", "filename": "/f/b"}}"#;
+        assert_eq!(file_of(said), "/f/b");
+        assert_eq!(file_of("/f/b"), "/f/b");
+        let cut = &said[..60];
+        let mut disks = [LiveDisk {
+            qdev: "/a".into(),
+            node: "disk-0".into(),
+            path: file_of(cut),
+            format: DiskFormat::Qcow2,
+            bytes: 1,
+            bitmaps: Vec::new(),
+        }];
+        assert_eq!(disks[0].path, cut);
+        name_files(&mut disks, &[json!({ "node-name": "disk-0-file", "file": "/f/b" })]);
+        assert_eq!(disks[0].path, "/f/b");
     }
 }

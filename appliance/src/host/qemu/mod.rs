@@ -27,6 +27,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use vbr_api::{DiskSpec, Host, Power, Vm};
 
+pub(super) use self::inventory::holds_a_moment;
 use self::inventory::{Bitmap, LiveDisk};
 use self::power::Powered;
 use self::qmp::{Qmp, QmpError};
@@ -46,9 +47,14 @@ const MONITOR: &str = ".qmp";
 /// Of the listener, in a private directory.
 const SOCKET: &str = "nbd";
 
-/// VMs with monitors in directories of this machine.
+/// The VMs of a host now, and the monitor of each.
+pub type Monitors = Arc<dyn Fn() -> Vec<(String, PathBuf)> + Send + Sync>;
+
+/// VMs with monitors in directories of this machine, or where somebody else says.
 pub struct QemuHost {
     host: Host,
+    /// Who knows them, where that is not the host's directories.
+    known: Option<Monitors>,
     clones: Arc<CloneStore>,
     runtime_dir: PathBuf,
     /// VMs with a snapshot.
@@ -58,7 +64,12 @@ pub struct QemuHost {
 impl QemuHost {
     /// Scratch images lie where clones may.
     pub fn new(host: Host, clones: Arc<CloneStore>, runtime_dir: PathBuf) -> Self {
-        Self { host, clones, runtime_dir, taken: Arc::default() }
+        Self { host, known: None, clones, runtime_dir, taken: Arc::default() }
+    }
+
+    /// VMs that somebody else knows: those that this site has started.
+    pub fn knowing(host: Host, known: Monitors, clones: Arc<CloneStore>, runtime_dir: PathBuf) -> Self {
+        Self { known: Some(known), ..Self::new(host, clones, runtime_dir) }
     }
 
     /// At a start of vbrd: guests that stand still for an earlier one go on.
@@ -69,6 +80,9 @@ impl QemuHost {
     }
 
     fn monitors(&self) -> Vec<(String, PathBuf)> {
+        if let Some(known) = &self.known {
+            return known();
+        }
         let mut found = Vec::new();
         for directory in &self.host.directories {
             let entries = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -88,6 +102,11 @@ impl QemuHost {
             self.monitors().into_iter().filter(|(name, _)| name == vm).map(|(_, path)| path).collect();
         match all.as_slice() {
             [one] => Ok(one.clone()),
+            [] if self.known.is_some() => Err(HostError::Invalid {
+                what: format!("VM {}/{vm}", self.host.name),
+                why: "no replica of this name is failed over here".into(),
+                next_step: "name one that is, as SITE.REPLICA; vbrctl failover list shows them",
+            }),
             [] => Err(HostError::NoMonitor {
                 host: self.host.name.clone(),
                 vm: vm.into(),
@@ -105,6 +124,13 @@ impl QemuHost {
     }
 
     fn vm_error(&self, vm: &str, error: QmpError) -> HostError {
+        if self.known.is_some() && is_off(&error) {
+            return HostError::Hypervisor {
+                what: format!("VM {}/{vm}", self.host.name),
+                why: "it is off, and read only while it runs".into(),
+                next_step: "start it: vbrctl failover start SITE/REPLICA@latest",
+            };
+        }
         vm_error(&self.host.name, vm, error)
     }
 
@@ -188,6 +214,11 @@ fn changes(options: &ConnectOptions, bitmaps: &[String], disk: &LiveDisk) -> Res
         .collect()
 }
 
+fn is_off(error: &QmpError) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error, QmpError::Io(io) if matches!(io.kind(), ConnectionRefused | NotFound))
+}
+
 fn vm_error(host: &str, vm: &str, error: QmpError) -> HostError {
     let next_step = match &error {
         QmpError::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
@@ -196,6 +227,7 @@ fn vm_error(host: &str, vm: &str, error: QmpError) -> HostError {
         QmpError::Io(io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
             "give the user of vbrd write access to the monitor's socket, then try again"
         }
+        QmpError::Committing => "wait until that is done (vbrctl failover show), then run the job",
         QmpError::Busy => "let the other program end, then try again; vbrd holds a monitor for moments only",
         _ => "look at the VM's log and at the space of the scratch directory, then try again",
     };
@@ -241,14 +273,7 @@ impl Hold for Held {
 fn release(monitor: &Path, job: &str, session: &str, sealed: bool) -> Result<(), QmpError> {
     let mut monitor = match Qmp::connect(monitor) {
         // The VM has ended, and with it all that was ours.
-        Err(QmpError::Io(error))
-            if matches!(
-                error.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
-            ) =>
-        {
-            return Ok(());
-        }
+        Err(error) if is_off(&error) => return Ok(()),
         monitor => monitor?,
     };
     snapshot::tear_down(&mut monitor)?;
@@ -296,6 +321,7 @@ impl SourceHost for QemuHost {
         let claim = self.claim(vm, &path)?;
         let failed = |error: QmpError| self.vm_error(vm, error);
         let mut monitor = Qmp::connect(&path).map_err(failed)?;
+        snapshot::check_rest(&mut monitor).map_err(failed)?;
         // What an earlier vbrd left when it was killed.
         snapshot::tear_down(&mut monitor).map_err(failed)?;
         snapshot::go_on_recording(&mut monitor).map_err(failed)?;

@@ -4,10 +4,11 @@
 //! it has to go first, so connections are held for moments only. Everything blocks. Bounds: a line of [`LINE_BYTES_MAX`],
 //! [`PATIENCE`] for an answer.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSlice, Read};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -15,6 +16,8 @@ use serde_json::{Value, json};
 
 /// A line of a monitor: the nodes of a VM with many disks.
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// As the kernel bounds it.
+const SOCKET_PATH_MAX: usize = 107;
 /// For one answer. Ending a copy may wait for a write of the guest.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// For the greeting: who has to wait longer has somebody else before him.
@@ -29,6 +32,11 @@ pub(in crate::host) enum QmpError {
     /// Another client holds it.
     #[error("its monitor does not answer: another program uses it")]
     Busy,
+    /// Its images are being made independent: a filter of qemu's own comes and goes over them.
+    #[error(
+        "its failover was committed, and its images are still being made independent of the restore points"
+    )]
+    Committing,
     /// It said something that is no QMP.
     #[error("its monitor broke the protocol: {0}")]
     Protocol(String),
@@ -50,7 +58,7 @@ pub(in crate::host) struct Qmp {
 impl Qmp {
     /// Connects and takes command mode.
     pub fn connect(path: &Path) -> Result<Self, QmpError> {
-        let stream = UnixStream::connect(path)?;
+        let stream = dial(path)?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let mut monitor = Self { reader: BufReader::new(stream) };
         let greeting = match monitor.line(Instant::now() + GREETING) {
@@ -134,6 +142,19 @@ impl Qmp {
         }
         serde_json::from_slice(&line).map_err(|error| QmpError::Protocol(error.to_string()))
     }
+}
+
+/// A socket's path is at most 107 bytes long; that of a datastore is not.
+fn dial(path: &Path) -> io::Result<UnixStream> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return UnixStream::connect(path);
+    };
+    if path.as_os_str().len() <= SOCKET_PATH_MAX {
+        return UnixStream::connect(path);
+    }
+    let directory = File::open(directory)?;
+    let near = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    UnixStream::connect(near.join(name))
 }
 
 fn timed_out(error: &io::Error) -> bool {

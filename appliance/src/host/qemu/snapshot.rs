@@ -20,9 +20,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::inventory::{Bitmap, LiveDisk, OURS, bitmaps, disks, our_name};
+use super::inventory::{Bitmap, LiveDisk, OURS, bitmaps, disks, name_files, our_name};
 use super::qmp::{Qmp, QmpError};
 use super::standstill::Standstill;
+use crate::host::target::FLATTEN;
 
 /// What a copy may take before the snapshot is given up for the guest.
 const CBW_TIMEOUT_S: u64 = 30;
@@ -52,7 +53,17 @@ pub(super) fn export_id(session: &str, index: usize) -> String {
 
 /// All disks of the VM as they are now.
 pub(super) fn look(monitor: &mut Qmp) -> Result<Vec<LiveDisk>, QmpError> {
-    Ok(disks(&monitor.execute("query-block", &json!({}))?))
+    let mut found = disks(&monitor.execute("query-block", &json!({}))?);
+    name_files(&mut found, &nodes(monitor)?);
+    Ok(found)
+}
+
+/// No moment is taken over a disk that is being made independent ([`FLATTEN`]): the filter that qemu puts there for that would
+/// go from between ours and the image.
+pub(super) fn check_rest(monitor: &mut Qmp) -> Result<(), QmpError> {
+    let jobs = monitor.execute("query-block-jobs", &json!({}))?;
+    let flattens = |job: &Value| job["device"].as_str().is_some_and(|name| name.starts_with(FLATTEN));
+    if jobs.as_array().into_iter().flatten().any(flattens) { Err(QmpError::Committing) } else { Ok(()) }
 }
 
 /// Takes the moment. Where it fails, [`tear_down`] and [`go_on_recording`] are the caller's.
@@ -321,5 +332,7 @@ pub(super) fn below_filters(monitor: &mut Qmp) -> Result<Vec<LiveDisk>, QmpError
             .find(|node| node["node-name"].as_str().is_some_and(|name| our_name("cbw", name) == filter))?;
         Some(json!({ "qdev": device["qdev"], "removable": device["removable"], "inserted": node }))
     });
-    Ok(disks(&Value::Array(below.collect())))
+    let mut found = disks(&Value::Array(below.collect()));
+    name_files(&mut found, &nodes);
+    Ok(found)
 }

@@ -26,6 +26,14 @@ pub use start::start;
 use crate::config::Accelerator;
 use crate::nbd::ImageSpec;
 
+/// The monitor of the VM in this directory.
+pub fn monitor_in(directory: &std::path::Path) -> PathBuf {
+    directory.join(arguments::MONITOR)
+}
+
+/// How the jobs are named that make disks of a VM independent.
+pub const FLATTEN: &str = "flatten-";
+
 /// For qemu to read its images and open its monitor.
 pub const START_TIME: Duration = Duration::from_secs(60);
 

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,8 +15,9 @@ use serde_json::{Value, json};
 use vbr_api::Flatten;
 
 use super::arguments::{CONSOLE, MONITOR, PID_FILE, node};
-use super::{Flattening, RunState};
+use super::{FLATTEN, Flattening, RunState};
 use crate::host::HostError;
+use crate::host::qemu::holds_a_moment;
 use crate::host::qemu::qmp::{Qmp, QmpError};
 use crate::nbd::CHAIN_MAX;
 
@@ -102,10 +102,12 @@ impl TargetVm {
         let failed = |error| self.failed(error);
         let jobs = monitor.execute("query-block-jobs", &json!({})).map_err(failed)?;
         let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true })).map_err(failed)?;
+        // Not under a session's moment: what it put over the image knows it by name.
+        let may_begin = begin && !holds_a_moment(&nodes);
         let mut sum = Flatten::default();
         let mut runs = false;
         for n in 0..disks {
-            let (name, job) = (node(n), format!("flatten-{n}"));
+            let (name, job) = (node(n), format!("{FLATTEN}{n}"));
             let under_way =
                 jobs.as_array().into_iter().flatten().find(|found| found["device"] == job.as_str());
             let found =
@@ -118,7 +120,7 @@ impl TargetVm {
                 sum.done_bytes += share(job, size);
             } else if found["image"]["backing-filename"].is_string() {
                 runs = true;
-                if begin {
+                if may_begin {
                     let order = json!({ "job-id": job, "device": name, "on-error": "stop" });
                     monitor.execute("block-stream", &order).map_err(failed)?;
                 }
@@ -170,10 +172,7 @@ impl TargetVm {
 
     /// None where it does not run.
     fn connect(&self) -> Result<Option<Qmp>, HostError> {
-        let Ok(directory) = File::open(&self.directory) else { return Ok(None) };
-        // A socket's path is at most 107 bytes long; that of a datastore is not.
-        let socket = PathBuf::from(format!("/proc/self/fd/{}/{MONITOR}", directory.as_raw_fd()));
-        match Qmp::connect(&socket) {
+        match Qmp::connect(&self.directory.join(MONITOR)) {
             Ok(monitor) => Ok(Some(monitor)),
             Err(QmpError::Io(error))
                 if matches!(

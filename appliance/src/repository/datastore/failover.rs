@@ -40,6 +40,25 @@ pub struct FailoverRecord {
     pub stage: Stage,
     /// What was started; none while nothing is.
     pub started: Option<StartedRecord>,
+    /// How it goes back; none while it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failback: Option<FailbackRecord>,
+}
+
+/// How a replica goes back to its site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FailbackRecord {
+    /// When it was ordered.
+    pub at: Moment,
+    /// The job here that carries it.
+    pub job: String,
+    /// What that fills there.
+    pub replica: String,
+    /// This site's name there.
+    pub here: String,
+    /// The restore point that it was ordered to be started from there: from then on it may run there.
+    #[serde(default)]
+    pub point: Option<String>,
 }
 
 /// What was started.
@@ -66,13 +85,26 @@ pub struct StartedRecord {
 impl FailoverRecord {
     const FORMAT: &str = "vbr failover";
 
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         check_version(self.version)?;
         if self.format != Self::FORMAT {
             return Err("it is not the record of a failover".into());
         }
+        let back = self.failback.as_ref();
+        let words = back.map(|back| [&back.job, &back.replica, &back.here]);
+        if words
+            .into_iter()
+            .flatten()
+            .chain(back.and_then(|back| back.point.as_ref()))
+            .any(|w| !name_is_valid(w))
+        {
+            return Err("a name in it is not valid".into());
+        }
         match &self.started {
             None if self.stage.has_images() => Err("it does not say what was started".into()),
+            Some(_) if back.is_none() && matches!(self.stage, Stage::FailingBack | Stage::Failback) => {
+                Err("it does not say how it goes back".into())
+            }
             Some(started) if !name_is_valid(&started.point) => Err("a name in it is not valid".into()),
             Some(started) if started.disk_lens.is_empty() || started.disk_lens.len() > DISKS_MAX => {
                 Err(format!("it has {} disks", started.disk_lens.len()))
@@ -104,6 +136,11 @@ impl Replica {
             None => Ok(state.record.clone()),
             Some(why) => Err(RepositoryError::damaged(self.failover_record().display().to_string(), why)),
         }
+    }
+
+    /// The VM's name, where it is one.
+    pub fn vm_name(&self) -> String {
+        format!("{}.{}", self.site(), self.name())
     }
 
     /// Where images, sockets and logs of the VM are.
@@ -161,14 +198,39 @@ impl Replica {
         self.note_failover(FailoverRecord { stage, ..old })
     }
 
-    /// Throws away what the VM wrote, once it is stopped. The record goes first: images without one are nobody's.
-    pub fn undo_failover(&self) -> Result<(), RepositoryError> {
+    /// Throws away what the VM wrote, once it is stopped, by [`Order::Undo`] or [`Order::Return`]. The record goes first: images
+    /// without one are nobody's.
+    pub fn end_failover(&self, order: Order) -> Result<(), RepositoryError> {
         let _work = self.work();
         let old = self.failover()?;
-        let stage = self.step(old.stage, Order::Undo)?;
-        self.note_failover(FailoverRecord { stage, started: None, ..old })?;
+        let stage = self.step(old.stage, order)?;
+        self.note_failover(FailoverRecord { stage, started: None, failback: None, ..old })?;
         lock(&self.failover).lease = None;
         files::remove_dir_all(&self.failover_dir())
+    }
+
+    /// The VM goes back, this way. Durable when this returns.
+    pub fn begin_failback(&self, way: FailbackRecord) -> Result<(), RepositoryError> {
+        let _work = self.work();
+        let old = self.failover()?;
+        let stage = self.step(old.stage, Order::FailBack)?;
+        self.note_failover(FailoverRecord { stage, failback: Some(way), ..old })
+    }
+
+    /// It runs there now. Durable when this returns.
+    pub fn hand_over(&self) -> Result<(), RepositoryError> {
+        let _work = self.work();
+        let old = self.failover()?;
+        let stage = self.step(old.stage, Order::HandOver)?;
+        self.note_failover(FailoverRecord { stage, ..old })
+    }
+
+    /// It is the VM here again. Durable when this returns.
+    pub fn take_back(&self) -> Result<(), RepositoryError> {
+        let _work = self.work();
+        let old = self.failover()?;
+        let stage = self.step(old.stage, Order::TakeBack)?;
+        self.note_failover(FailoverRecord { stage, failback: None, ..old })
     }
 
     /// Whether an order is allowed now.
@@ -247,6 +309,7 @@ impl Replica {
             return Ok(());
         }
         let next = match stage {
+            Stage::FailingBack | Stage::Failback => "end that first: vbrctl failback commit, or undo".into(),
             Stage::Permanent => {
                 format!("switch the VM off and move {} away first", self.failover_dir().display())
             }

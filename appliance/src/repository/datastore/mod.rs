@@ -45,7 +45,7 @@ use vbr_api::{DatastoreStatus, Warning};
 
 pub use begin::{BeginDisk, BeginSpec};
 pub use building::{Building, BuildingState, SealSpec};
-pub use failover::{FailoverRecord, StartedRecord};
+pub use failover::{FailbackRecord, FailoverRecord, StartedRecord};
 pub use lease::ReadLease;
 pub use mend::{FindChunk, Mended};
 pub use overlay::Chain;

@@ -4,7 +4,12 @@
 //!             test                start                 commit
 //! Idle ------------> Test   Idle ------> Failover ----------------> Permanent
 //!      <------------             <------
-//!             undo                undo
+//!             undo                undo       |    ^
+//!                                failback start |    | failback undo
+//!                                              v    |
+//! Idle <-------------- Failback <--------- FailingBack
+//!      failback commit     |     it runs there
+//!                          `---> Failover (failback undo)
 //! ```
 //!
 //! What it is while idle (empty, seeding, ready, syncing) follows from its restore points and is not kept.
@@ -24,6 +29,10 @@ pub enum Stage {
     Failover,
     /// The same for good.
     Permanent,
+    /// It still is the VM, and goes back to the site that it came from.
+    FailingBack,
+    /// The VM runs at that site again. What is here is off, and kept until that is committed.
+    Failback,
 }
 
 /// What an operator orders.
@@ -37,6 +46,14 @@ pub enum Order {
     Undo,
     /// The VM stays here.
     Commit,
+    /// The VM goes back.
+    FailBack,
+    /// It runs there now.
+    HandOver,
+    /// It is here again.
+    TakeBack,
+    /// It stays there.
+    Return,
 }
 
 /// Why an order is refused.
@@ -57,19 +74,34 @@ impl Stage {
             (Self::Idle, Order::Start) => Ok(Self::Failover),
             (Self::Test | Self::Failover, Order::Undo) => Ok(Self::Idle),
             (Self::Failover, Order::Commit) => Ok(Self::Permanent),
-            (Self::Idle, Order::Undo | Order::Commit) => {
+            (Self::Failover | Self::FailingBack, Order::FailBack) => Ok(Self::FailingBack),
+            (Self::FailingBack, Order::HandOver) => Ok(Self::Failback),
+            (Self::FailingBack | Self::Failback, Order::TakeBack) => Ok(Self::Failover),
+            (Self::Failback, Order::Return) => Ok(Self::Idle),
+            (Self::Idle, _) => {
                 refuse("it is not failed over", "vbrctl failover start REPLICA@POINT starts it")
             }
-            (Self::Test, Order::Commit) => refuse(
-                "only a test runs, away from the network",
-                "end the test (vbrctl failover undo), then start a failover",
-            ),
             (Self::Test, Order::Test | Order::Start) => {
                 refuse("a test of it runs", "end it first: vbrctl failover undo REPLICA")
             }
+            (Self::Test, _) => refuse(
+                "only a test runs, away from the network",
+                "end the test (vbrctl failover undo), then start a failover",
+            ),
             (Self::Failover, Order::Test | Order::Start) => refuse(
                 "it is failed over",
                 "vbrctl failover show REPLICA tells how it runs; undo or commit that first",
+            ),
+            (Self::Failover, _) => {
+                refuse("no failback of it is under way", "vbrctl failback start REPLICA begins one")
+            }
+            (Self::FailingBack, _) => refuse(
+                "it is on its way back to the site that it came from",
+                "vbrctl failback start REPLICA goes on with that, vbrctl failback undo REPLICA gives it up",
+            ),
+            (Self::Failback, _) => refuse(
+                "it runs at the site that it came from again",
+                "vbrctl failback commit REPLICA leaves it there, vbrctl failback undo REPLICA takes it back here",
             ),
             (Self::Permanent, _) => refuse(
                 "its failover was committed: it is this site's VM now",
@@ -83,6 +115,11 @@ impl Stage {
         matches!(self, Self::Idle | Self::Test)
     }
 
+    /// Whether what lies here is the VM, running or not.
+    pub fn is_vm(self) -> bool {
+        matches!(self, Self::Failover | Self::FailingBack | Self::Permanent)
+    }
+
     /// Whether images lie in `failover/`.
     pub fn has_images(self) -> bool {
         self != Self::Idle
@@ -94,13 +131,23 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const ORDERS: [Order; 4] = [Order::Test, Order::Start, Order::Undo, Order::Commit];
+    const ORDERS: [Order; 8] = [
+        Order::Test,
+        Order::Start,
+        Order::Undo,
+        Order::Commit,
+        Order::FailBack,
+        Order::HandOver,
+        Order::TakeBack,
+        Order::Return,
+    ];
 
     proptest! {
         /// Whatever is ordered: nothing leads out of what was committed, what is refused changes nothing and says what to do, and
-        /// only a failover can be committed.
+        /// only a failover can be committed. What was written here is given up in no other way than by an order that says so, and
+        /// only where the VM runs there is it not the VM here.
         #[test]
-        fn no_order_leads_astray(orders in proptest::collection::vec(0usize..4, 0..40)) {
+        fn no_order_leads_astray(orders in proptest::collection::vec(0usize..8, 0..60)) {
             let mut stage = Stage::Idle;
             for order in orders.into_iter().map(|n| ORDERS[n]) {
                 match stage.after(order) {
@@ -108,6 +155,10 @@ mod tests {
                         prop_assert_ne!(stage, Stage::Permanent);
                         prop_assert_eq!(next == Stage::Permanent, order == Order::Commit);
                         prop_assert!(next != Stage::Permanent || stage == Stage::Failover);
+                        let gives_up = matches!(order, Order::Undo | Order::Return);
+                        prop_assert!(next != Stage::Idle || gives_up);
+                        prop_assert_eq!(next == Stage::Failback, order == Order::HandOver);
+                        prop_assert!(next != Stage::Failback || stage == Stage::FailingBack);
                         stage = next;
                     }
                     Err(refused) => prop_assert!(!refused.why.is_empty() && !refused.next.is_empty()),
@@ -119,8 +170,15 @@ mod tests {
 
     #[test]
     fn every_stage_is_reached_and_left_as_drawn() {
-        let all = [Stage::Idle, Stage::Test, Stage::Failover, Stage::Permanent];
+        let all = [
+            Stage::Idle,
+            Stage::Test,
+            Stage::Failover,
+            Stage::Permanent,
+            Stage::FailingBack,
+            Stage::Failback,
+        ];
         let allowed = all.iter().flat_map(|stage| ORDERS.iter().map(|order| stage.after(*order))).flatten();
-        assert_eq!(allowed.count(), 5);
+        assert_eq!(allowed.count(), 11);
     }
 }

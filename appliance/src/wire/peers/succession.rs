@@ -248,7 +248,7 @@ mod tests {
         book.domain_or_new("default").unwrap();
         book.domain_or_new("tenant").unwrap();
         book.admit(old, "web", "default").unwrap();
-        let quota = vbr_api::GrantRequest { quota_bytes: Some(9), max_points: None, manage: Some(true) };
+        let quota = vbr_api::GrantRequest { quota_bytes: Some(9), manage: Some(true), ..Default::default() };
         book.grant("web", &quota).unwrap();
         book.admit(tenant, "other", "tenant").unwrap();
         assert_eq!(book.replace("web", "other").unwrap_err().code, "conflict");

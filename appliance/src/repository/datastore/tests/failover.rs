@@ -1,22 +1,26 @@
 use super::*;
 use crate::nbd::qemu_img;
-use crate::repository::datastore::{Order as Step, Stage, StartedRecord};
+use crate::repository::datastore::{FailoverRecord, Order as Step, Stage, StartedRecord};
 use vbr_api::{Firmware, VmConfig};
+
+fn vm() -> VmConfig {
+    VmConfig {
+        cpus: 1,
+        memory_bytes: 64 << 20,
+        machine: "q35".into(),
+        firmware: Firmware::Bios,
+        nics: Vec::new(),
+        disks: Vec::new(),
+        source: String::new(),
+        definition: None,
+    }
+}
 
 fn started(point: &Point) -> StartedRecord {
     StartedRecord {
         point: point.id().into(),
         at: Moment::from_second(BASE_TIME).unwrap(),
-        vm: VmConfig {
-            cpus: 1,
-            memory_bytes: 64 << 20,
-            machine: "q35".into(),
-            firmware: Firmware::Bios,
-            nics: Vec::new(),
-            disks: Vec::new(),
-            source: String::new(),
-            definition: None,
-        },
+        vm: vm(),
         bridges: Vec::new(),
         disk_lens: point.disks().unwrap().into_iter().map(|(len, _)| len).collect(),
         flattened: false,
@@ -79,7 +83,7 @@ fn what_runs_rests_upon_its_point_and_nobody_replicates_into_it() {
     assert_eq!((replica.stage(), replica.failover().unwrap().generation), (Stage::Failover, 1));
     let first = replica.points()[0].id().to_owned();
     assert!(replica.retire(&first).unwrap_err().is_busy(), "also after a restart");
-    replica.undo_failover().unwrap();
+    replica.end_failover(Step::Undo).unwrap();
     assert!(!replica.failover_dir().exists());
     for (point, disks) in replica.points().iter().zip(&contents) {
         check_point(point, disks);
@@ -106,7 +110,9 @@ fn what_was_committed_rests_upon_nothing() {
         replica.retire(point.id()).unwrap();
     }
     assert!(image_of(&replica).starts_with(&contents[1][0].1));
-    assert!(replica.undo_failover().is_err() && replica.begin(&spec("s9", None, &contents[0])).is_err());
+    assert!(
+        replica.end_failover(Step::Undo).is_err() && replica.begin(&spec("s9", None, &contents[0])).is_err()
+    );
 }
 
 #[test]
@@ -119,7 +125,7 @@ fn a_test_lets_sessions_in_and_a_crash_before_the_record_leaves_nothing() {
     let more = make_point(&replica, "s7", Some(points[2].id()), &contents[2]);
     check_point(&more, &contents[2]);
     assert!(image_of(&replica).starts_with(&contents[2][0].1));
-    replica.undo_failover().unwrap();
+    replica.end_failover(Step::Undo).unwrap();
     // Images were made, and vbrd was killed before it noted them.
     std::fs::create_dir(replica.failover_dir()).unwrap();
     std::fs::write(replica.failover_dir().join("disk-0.qcow2"), "x").unwrap();
@@ -145,8 +151,33 @@ fn a_record_that_cannot_be_read_lets_nothing_happen() {
     let stores = place.open();
     let replica = super::replica(&stores);
     assert!(replica.begin(&spec("s9", None, &contents[0])).is_err());
-    assert!(replica.undo_failover().is_err() && replica.failover_dir().join("disk-0.qcow2").exists());
+    assert!(
+        replica.end_failover(Step::Undo).is_err() && replica.failover_dir().join("disk-0.qcow2").exists()
+    );
     let first = replica.points()[0].id().to_owned();
     assert!(replica.retire(&first).is_err());
     assert!(replica.warnings().iter().any(|warning| warning.what.contains("failover.json")));
+}
+
+/// As vbrd wrote it before there was a way back; and what it says of one it must say whole.
+#[test]
+fn records_of_before_are_read_and_half_ones_are_not() {
+    let started = r#"{"point":"p1","at":"2026-11-27T10:00:00Z","vm":VM,"bridges":[],"disk_lens":[4096]}"#;
+    let started = started.replace("VM", &serde_json::to_string(&vm()).unwrap());
+    let read = |stage: &str, more: &str| {
+        let text = format!(
+            r#"{{"format":"vbr failover","version":1,"generation":2,"stage":"{stage}","started":{started}{more}}}"#
+        );
+        serde_json::from_str::<FailoverRecord>(&text)
+            .map_err(|error| error.to_string())
+            .and_then(|record| record.check().map(|()| record))
+    };
+    let old = read("failover", "").unwrap();
+    assert!(old.stage == Stage::Failover && old.failback.is_none());
+    assert!(!serde_json::to_string(&old).unwrap().contains("failback"), "an older vbrd reads it as well");
+    assert!(read("failing_back", "").is_err() && read("failback", "").is_err());
+    let way =
+        r#","failback":{"at":"2026-11-27T11:00:00Z","job":"web-back","replica":"web-back","here":"dr"}"#;
+    assert_eq!(read("failing_back", way).unwrap().failback.unwrap().point, None);
+    assert!(read("failing_back", &way.replace("\"dr\"", "\"../dr\"")).is_err());
 }
