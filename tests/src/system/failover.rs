@@ -111,7 +111,9 @@ fn network(dr: &Machine) -> Result<()> {
         "cpus": 1, "memory_bytes": 64 * MIB, "machine": "q35", "source": "qemu",
         "nics": [{ "mac": "52:54:00:12:34:56", "model": "virtio-net-pci", "network": "lan" }],
     });
+    dr.run(&["systemctl", "stop", "vbrd"])?;
     std::fs::write(&point, serde_json::to_vec(&record)?)?;
+    dr.run(&["systemctl", "start", "vbrd"])?;
     dr.run(&["ip", "link", "add", "br0", "type", "bridge"])?;
     dr.run(&["mkdir", "-p", "/dev/net"])?;
     dr.run(&["mknod", "-m", "0666", "/dev/net/tun", "c", "10", "200"])?;
