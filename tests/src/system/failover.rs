@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use vbr_api::{BootTest, Failover, ReplicaState, RestorePoint, Session};
 
 use super::service::UNIT;
@@ -106,13 +106,9 @@ fn outlives(dr: &Machine, unit: &str, process: u32) -> Result<()> {
 /// The network card is one that a source has told of; jobs over disks alone tell of none.
 fn network(dr: &Machine) -> Result<()> {
     let point = record_of_latest(dr)?;
-    let mut record: Value = serde_json::from_slice(&std::fs::read(&point)?)?;
-    record["vm"] = json!({
-        "cpus": 1, "memory_bytes": 64 * MIB, "machine": "q35", "source": "qemu",
-        "nics": [{ "mac": "52:54:00:12:34:56", "model": "virtio-net-pci", "network": "lan" }],
-    });
+    let record = with_vm(&std::fs::read_to_string(&point)?)?;
     dr.run(&["systemctl", "stop", "vbrd"])?;
-    std::fs::write(&point, serde_json::to_vec(&record)?)?;
+    std::fs::write(&point, record)?;
     dr.run(&["systemctl", "start", "vbrd"])?;
     dr.run(&["ip", "link", "add", "br0", "type", "bridge"])?;
     dr.run(&["mkdir", "-p", "/dev/net"])?;
@@ -133,6 +129,18 @@ fn network(dr: &Machine) -> Result<()> {
     dr.run(&["vbrctl", "failover", "undo", "web", "--yes"])?;
     no_unit(dr)?;
     wait("the network card to be gone", || Ok(attached()?.is_empty()))
+}
+
+/// The record of a restore point with a VM in it: its last field is the checksum of all before.
+fn with_vm(record: &str) -> Result<String> {
+    const MARK: &str = ",\n  \"checksum\": \"";
+    let (body, _) = record.rsplit_once(MARK).context("the record has no checksum")?;
+    let vm = json!({
+        "cpus": 1, "memory_bytes": 64 * MIB, "machine": "q35", "source": "qemu",
+        "nics": [{ "mac": "52:54:00:12:34:56", "model": "virtio-net-pci", "network": "lan" }],
+    });
+    let body = format!("{body},\n  \"vm\": {vm}");
+    Ok(format!("{body}{MARK}{}\"\n}}\n", blake3::hash(body.as_bytes()).to_hex()))
 }
 
 fn record_of_latest(dr: &Machine) -> Result<PathBuf> {

@@ -23,7 +23,7 @@ pub const SHARED_TMP: &str = "/tmp/shared";
 pub const SHARED_RUN: &str = "/run/shared";
 /// Names the network namespace of the machine.
 pub const NETWORK: &str = "/srv/playground/network";
-/// Names a process of vbr's user.
+/// Names a process like vbrd.
 pub const BYSTANDER: &str = "/srv/playground/bystander";
 /// Where homes are.
 pub const HOMES: &str = "/home";

@@ -17,7 +17,7 @@ mod vbrd;
 mod vm;
 
 const PROGRAM: &str = "/usr/libexec/probe";
-/// A process of vbr's user.
+/// A process as vbrd is one: of the same user and group.
 const BYSTANDER: &str = "bystander.service";
 
 /// A shipped unit, and what is expected of it.
@@ -111,7 +111,9 @@ fn playground(machine: &Machine, program: &Path) -> Result<()> {
     machine.run(&["mknod", "-m", "0666", probe::DEVICE, "b", "7", "0"])?;
     let network = machine.run(&["readlink", "/proc/1/ns/net"])?;
     machine.write(probe::NETWORK, &network)?;
-    machine.run(&["systemd-run", "--quiet", "--uid=vbr", "--unit", BYSTANDER, "/bin/sleep", "600"])?;
+    let start =
+        ["systemd-run", "--quiet", "--uid=vbr", "--gid=vbradm", "--unit", BYSTANDER, "/bin/sleep", "600"];
+    machine.run(&start)?;
     machine.write(probe::BYSTANDER, &machine.property(BYSTANDER, "MainPID")?)
 }
 

@@ -19,7 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("calls", &["SystemCallFilter", "SystemCallErrorNumber"]),
     ("keys", &["User", "Group", "InaccessiblePaths"]),
     ("run", &["TemporaryFileSystem"]),
-    ("users", &["User", "Group", "PrivateUsers"]),
+    ("users", &["PrivateUsers"]),
     ("network", &["PrivateNetwork"]),
     ("families", &["RestrictAddressFamilies"]),
     ("system", &["ProtectSystem"]),
@@ -50,7 +50,7 @@ const fn of_user(
 const DENIALS: &[Denial] = &[
     of_user("read-key", "EACCES", &[("keys", "EACCES")]),
     denied("shared-run", "ENOENT", &[("run", "ENOENT")]),
-    of_user("own-user-process", "ENOENT", &[("users", "EACCES")]),
+    denied("own-user-process", "ENOENT", &[("users", "EACCES"), ("user", "EACCES")]),
     denied("machine-network", "EPERM", &[("network", "EPERM")]),
     denied("tcp", "EAFNOSUPPORT", &[("families", "EAFNOSUPPORT")]),
     denied("raw-socket", "EAFNOSUPPORT", &[("families", "EAFNOSUPPORT"), ("user", "EPERM")]),
