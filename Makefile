@@ -61,8 +61,10 @@ lint: deps ## format and lints; both must be silent
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 .PHONY: service-check
-service-check: ## the unit and its drop-ins against systemd's own checks (exposure at most 1.5, and 2.0)
-	packaging/service-check systemd/vbrd.service systemd/drop-ins/*.conf
+service-check: ## the units and drop-ins against systemd's own checks (exposure at most 1.5; 2.0 with a drop-in, 2.3 for cards)
+	packaging/service-check 1.5 systemd/vbrd.service systemd/drop-ins/*.conf
+	packaging/service-check 1.0 systemd/vbr-vm@.service
+	packaging/service-check 2.3 systemd/vbr-tap@.service
 
 .PHONY: deb
 deb: build ## a Debian package in <target>/debian

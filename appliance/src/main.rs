@@ -72,6 +72,9 @@ enum Command {
     /// Becomes a VM, as its standard input says: what the unit vbr-vm@.service runs, for vbrd alone
     #[command(hide = true)]
     RunVm,
+    /// Makes a network card on the bridge that its standard input names: what the unit vbr-tap@.service runs, for vbrd alone
+    #[command(hide = true)]
+    RunTap,
 }
 
 fn main() -> ExitCode {
@@ -81,6 +84,11 @@ fn main() -> ExitCode {
     if matches!(args.command, Some(Command::RunVm)) {
         let error = supervisor::become_vm();
         eprintln!("vbrd run-vm: {error}");
+        return ExitCode::FAILURE;
+    }
+    if matches!(args.command, Some(Command::RunTap)) {
+        // Whoever asked reads it.
+        eprintln!("{}", supervisor::become_tap());
         return ExitCode::FAILURE;
     }
     let overrides = Overrides {
@@ -104,7 +112,7 @@ fn main() -> ExitCode {
             println!("OK");
             ExitCode::SUCCESS
         }
-        Some(Command::RunVm) | None => serve(config, &overrides),
+        Some(Command::RunVm | Command::RunTap) | None => serve(config, &overrides),
     }
 }
 

@@ -30,7 +30,7 @@ mod throttle;
 mod verifying;
 mod warm;
 
-pub use crate::host::target::become_vm;
+pub use crate::host::target::{become_tap, become_vm};
 pub use appliance::Appliance;
 pub use life::Restart;
 pub use service::Service;

@@ -10,7 +10,7 @@ use vbr_tests::process::is_root;
 use vbr_tests::{site, system};
 
 /// Installs a package in two machines with systemd that a line of 10 Mbit/s joins, and does with it what happens in its life:
-/// replication, kill -9, a hang, a reload, an upgrade in mid-session, removal, purge; and tries its sandbox.
+/// replication, kill -9, a hang, a reload, failover, an upgrade in mid-session, removal, purge; and tries the sandboxes.
 ///
 /// Needs root, Debian, cgroup v2 and debootstrap. The first run makes a base root in the cache directory.
 #[derive(Parser)]

@@ -169,7 +169,8 @@ impl Machine {
     /// The main process of a unit, as this process and the machine know it.
     pub fn main_process(&self, unit: &str) -> Result<(u32, u32)> {
         let inside: u32 = self.property(unit, "MainPID")?.parse()?;
-        let members = self.cgroup.join("system.slice").join(unit).join("cgroup.procs");
+        let inside_of = self.property(unit, "ControlGroup")?;
+        let members = self.cgroup.join(inside_of.trim_start_matches('/')).join("cgroup.procs");
         let members =
             std::fs::read_to_string(&members).with_context(|| format!("reading {}", members.display()))?;
         let ours = members.lines().filter_map(|line| line.parse().ok()).find(|pid: &u32| {

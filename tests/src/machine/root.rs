@@ -15,15 +15,17 @@ use crate::process::{exists, finish};
 
 /// What a machine has before anything of ours is there.
 const INCLUDE: [&str; 5] = ["systemd", "systemd-sysv", "dbus", "iproute2", "procps"];
+/// What is installed in a machine later, without what it recommends.
+const LATER: [&str; 1] = ["qemu-system-x86"];
 /// Changes when what this module makes changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The base root for machines that `package` is installed in; made where it is missing.
 pub fn prepare(package: &Package) -> Result<PathBuf> {
     let suite = suite()?;
     ensure!(exists("debootstrap"), "debootstrap is missing: apt-get install debootstrap");
     let wanted: BTreeSet<String> = package.wanted()?;
-    let key = format!("{VERSION} {suite} {INCLUDE:?} {wanted:?}\n");
+    let key = format!("{VERSION} {suite} {INCLUDE:?} {wanted:?} {LATER:?}\n");
     let place = cache()?.join("debian-root");
     let (root, mark) = (place.join("root"), place.join("key"));
     if std::fs::read_to_string(&mark).is_ok_and(|text| text == key) {
@@ -88,5 +90,6 @@ fn fetch(root: &Path, wanted: &BTreeSet<String>) -> Result<()> {
     };
     inside(&["update"])?;
     let words: Vec<&str> = wanted.iter().map(String::as_str).collect();
-    inside(&[&["install", "--download-only"], &words[..]].concat())
+    inside(&[&["install", "--download-only"], &words[..]].concat())?;
+    inside(&[&["install", "--download-only", "--no-install-recommends"], &LATER[..]].concat())
 }

@@ -4,6 +4,7 @@
 //! that fails shows both journals. Owns machines and link. Not its job: what the suites in `tests/tests` prove of
 //! replication without systemd.
 
+mod failover;
 mod package;
 pub mod probe;
 mod sandbox;
@@ -206,7 +207,9 @@ pub fn run(package: &Package, probe: &Path) -> Result<()> {
         system.replicate()
     })?;
     service::run(&system)?;
+    failover::run(&system)?;
     package::upgrade(&system)?;
+    failover::goes_on(&system, "upgraded")?;
     sandbox::run(&system, probe)?;
     package::remove(&system)?;
     println!("the system test has passed in {:.0} s", system.seconds());

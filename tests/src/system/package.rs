@@ -135,6 +135,7 @@ pub(super) fn remove(system: &System) -> Result<()> {
         dr.run(&["dpkg", "--remove", "vbr"])?;
         ensure!(dr.property(UNIT, "ActiveState")? == "inactive", "vbrd runs after its removal");
         ensure!(dr.property(UNIT, "LoadState")? != "loaded", "its unit is still there");
+        super::failover::own_unit(dr).context("the VM was ended with the package")?;
         ensure!(!dr.path("/usr/bin/vbrd").exists() && !dr.path("/run/vbr").exists(), "files are left");
         ensure!(dr.path(CONFIG).exists(), "the configuration is gone");
         ensure!(dr.run(&["sha256sum", "/var/lib/vbr/key"])? == key, "the site's key is not what it was");
@@ -144,6 +145,7 @@ pub(super) fn remove(system: &System) -> Result<()> {
         dr.run(&["dpkg", "--install", DEB])?;
         installed(dr)?;
         system.wait_connected()?;
+        super::failover::goes_on(system, "removed and installed again")?;
         let before = system.link.counters().port(PORT).up_sent;
         disk::write_random(&system.branch.path(DISK), 2 * MIB, MIB, 5)?;
         system.replicate()?;
@@ -153,6 +155,7 @@ pub(super) fn remove(system: &System) -> Result<()> {
     })?;
     system.step("purge: replicas and key stay, nothing else does", || {
         let point = point(dr)?;
+        dr.run(&["systemctl", "stop", "vbr-vm@*"])?;
         system.in_both(|machine| {
             // Ours, and of no package.
             if let Some(directory) = machine.path(DROP_IN).parent().filter(|directory| directory.exists()) {

@@ -19,6 +19,12 @@ pub const RAISED: &str = "/srv/playground/raised";
 pub const OTHERS_STATE: &str = "/var/lib/other/secret";
 /// A file in the machine's /tmp.
 pub const SHARED_TMP: &str = "/tmp/shared";
+/// The same in /run.
+pub const SHARED_RUN: &str = "/run/shared";
+/// Names the network namespace of the machine.
+pub const NETWORK: &str = "/srv/playground/network";
+/// Names a process like vbrd.
+pub const BYSTANDER: &str = "/srv/playground/bystander";
 /// Where homes are.
 pub const HOMES: &str = "/home";
 /// A file there, open to all.
@@ -40,6 +46,10 @@ pub struct Attempt {
 pub const ATTEMPTS: &[Attempt] = &[
     Attempt { name: "own-state", run: || write("/var/lib/vbr/probe") },
     Attempt { name: "tcp", run: || socket(libc::AF_INET, libc::SOCK_STREAM) },
+    Attempt { name: "read-key", run: || open("/var/lib/vbr/key") },
+    Attempt { name: "shared-run", run: || open(SHARED_RUN) },
+    Attempt { name: "machine-network", run: machine_network },
+    Attempt { name: "own-user-process", run: own_user_process },
     Attempt { name: "mount", run: mount },
     Attempt { name: "ptrace", run: ptrace },
     Attempt { name: "device", run: || open(DEVICE) },
@@ -142,6 +152,18 @@ fn mount() -> Result<()> {
     check(unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, none) }.into())?;
     // SAFETY: as above.
     check(unsafe { libc::umount(at.as_ptr()) }.into())
+}
+
+/// Whether it is in the network of the machine.
+fn machine_network() -> Result<()> {
+    let (own, machines) = (std::fs::read_link("/proc/self/ns/net")?, std::fs::read_to_string(NETWORK)?);
+    if own == Path::new(machines.trim()) { Ok(()) } else { Err(Error::from_raw_os_error(libc::EPERM)) }
+}
+
+/// Who may follow this link may read the process's memory, and go where its root is.
+fn own_user_process() -> Result<()> {
+    let pid = std::fs::read_to_string(BYSTANDER)?;
+    std::fs::read_link(format!("/proc/{}/exe", pid.trim())).map(drop)
 }
 
 /// Takes hold of a child of its own, which needs no privilege.

@@ -13,11 +13,11 @@ pub(super) fn once(settings: &str, program: &str, out: &str) -> String {
     format!("[Service]\nType=oneshot\nExecStart={program}\nStandardOutput=truncate:{out}\n{settings}")
 }
 
-/// A drop-in for the shipped unit: another program in vbrd's place, once. Everything else is as shipped.
+/// A drop-in for the shipped unit: another program in the place of its own, once. Everything else is as shipped.
 pub(super) fn instead(program: &str, out: &str) -> String {
     format!(
         "[Service]\nType=oneshot\nRestart=no\nExecStartPre=\nExecStart=\nExecReload=\n\
-         ExecStart={program}\nStandardOutput=truncate:{out}\n"
+         ExecStart={program}\nStandardInput=null\nStandardOutput=truncate:{out}\n"
     )
 }
 

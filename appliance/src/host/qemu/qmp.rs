@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// As the kernel bounds it.
 const SOCKET_PATH_MAX: usize = 107;
+/// File descriptors with one order.
+const FDS_MAX: usize = 64;
 /// For one answer. Ending a copy may wait for a write of the guest.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// For the greeting: who has to wait longer has somebody else before him.
@@ -95,7 +97,8 @@ impl Qmp {
     ) -> Result<Value, QmpError> {
         let mut text = json!({ "execute": command, "arguments": arguments }).to_string();
         text.push('\n');
-        self.send(text.as_bytes(), fd)?;
+        let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
+        send_with(self.reader.get_ref(), text.as_bytes(), &fds)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             let mut answer = self.line(deadline)?;
@@ -112,26 +115,6 @@ impl Qmp {
         }
     }
 
-    fn send(&mut self, text: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), QmpError> {
-        let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(QmpError::Protocol("no room for a file descriptor".into()));
-        }
-        let mut sent = 0;
-        while sent < text.len() {
-            let part = [IoSlice::new(&text[sent..])];
-            match sendmsg(self.reader.get_ref(), &part, &mut control, SendFlags::NOSIGNAL) {
-                Ok(bytes) => sent += bytes,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(errno) => return Err(io::Error::from(errno).into()),
-            }
-            control.clear(); // It went with the first byte.
-        }
-        Ok(())
-    }
-
     fn line(&mut self, deadline: Instant) -> Result<Value, QmpError> {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         self.reader.get_ref().set_read_timeout(Some(left))?;
@@ -145,7 +128,7 @@ impl Qmp {
 }
 
 /// A socket's path is at most 107 bytes long; that of a datastore is not.
-fn dial(path: &Path) -> io::Result<UnixStream> {
+pub(in crate::host) fn dial(path: &Path) -> io::Result<UnixStream> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return UnixStream::connect(path);
     };
@@ -155,6 +138,27 @@ fn dial(path: &Path) -> io::Result<UnixStream> {
     let directory = File::open(directory)?;
     let near = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
     UnixStream::connect(near.join(name))
+}
+
+/// Sends all of it, and file descriptors with its beginning: at most [`FDS_MAX`].
+pub(in crate::host) fn send_with(stream: &UnixStream, text: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        let why = format!("{} file descriptors are too many for a message", fds.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    let mut sent = 0;
+    while sent < text.len() {
+        let part = [IoSlice::new(&text[sent..])];
+        match sendmsg(stream, &part, &mut control, SendFlags::NOSIGNAL) {
+            Ok(bytes) => sent += bytes,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        control.clear(); // They went with the first byte.
+    }
+    Ok(())
 }
 
 fn timed_out(error: &io::Error) -> bool {

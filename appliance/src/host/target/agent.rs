@@ -2,14 +2,12 @@
 //!
 //! One question a connection. Before the guest has come so far there is nobody behind the socket, and no answer comes.
 
-use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::arguments::AGENT;
+use crate::host::qemu::qmp::dial;
 
 /// For an answer.
 const ANSWER: Duration = Duration::from_millis(500);
@@ -23,9 +21,7 @@ pub fn answers(directory: &Path) -> bool {
 }
 
 fn ask(directory: &Path) -> std::io::Result<bool> {
-    let handle = File::open(directory)?;
-    // A socket's path is at most 107 bytes long; that of a datastore is not.
-    let mut stream = UnixStream::connect(format!("/proc/self/fd/{}/{AGENT}", handle.as_raw_fd()))?;
+    let mut stream = dial(&directory.join(AGENT))?;
     stream.set_write_timeout(Some(ANSWER))?;
     let mut number = [0; 4];
     getrandom::fill(&mut number).map_err(|error| std::io::Error::other(error.to_string()))?;

@@ -6,6 +6,7 @@ use serde_json::Value;
 use vbr_api::{Firmware, VmConfig};
 
 use super::StartSpec;
+use super::launch::Card;
 use crate::config::Accelerator;
 use crate::host::HostError;
 use crate::nbd::{blockdevs, check_chain};
@@ -27,7 +28,7 @@ pub(super) const UEFI_VARIABLES: &str = "uefi-variables.fd";
 const CPUS_MAX: u32 = 1024;
 const MEMORY_MIN: u64 = 16 << 20;
 const MEMORY_MAX: u64 = 64 << 40;
-const NICS_MAX: usize = 64;
+pub(super) const NICS_MAX: usize = 64;
 
 /// Where Debian and others have the firmware for UEFI: code, and variables to begin with.
 const UEFI_FIRMWARE: [(&str, &str); 4] = [
@@ -102,7 +103,7 @@ pub fn check_bridge(name: &str) -> Result<(), HostError> {
     }
 }
 
-/// All arguments, but for how the process detaches itself.
+/// All arguments, but for how the process detaches itself, and what its [`cards`] are attached to.
 pub(super) fn arguments(spec: &StartSpec) -> Result<Vec<String>, HostError> {
     check_config(&spec.vm)?;
     let vm = &spec.vm;
@@ -220,16 +221,23 @@ fn next(used: &mut usize, places: usize, bus: &str) -> Result<usize, HostError> 
 fn nics(all: &mut Arguments, spec: &StartSpec) -> Result<(), HostError> {
     for (n, nic) in spec.vm.nics.iter().enumerate() {
         match spec.bridges.get(n).and_then(Option::as_deref) {
-            Some(bridge) => {
-                check_bridge(bridge)?;
-                all.pair("-netdev", format!("bridge,id=net{n},br={bridge}"));
-            }
+            Some(bridge) => check_bridge(bridge)?,
             // A network of its own: an address by DHCP, and nobody there.
-            None => all.pair("-netdev", format!("user,id=net{n},restrict=on")),
+            None => all.pair("-netdev", format!("user,id={},restrict=on", netdev(n))),
         }
-        all.pair("-device", format!("{},netdev=net{n},id=nic{n},mac={}", nic.model, nic.mac));
+        all.pair("-device", format!("{},netdev={},id=nic{n},mac={}", nic.model, netdev(n), nic.mac));
     }
     Ok(())
+}
+
+/// The network cards that are attached to bridges.
+pub(super) fn cards(spec: &StartSpec) -> Vec<Card> {
+    let card = |(n, bridge): (usize, &Option<String>)| Some(Card { id: netdev(n), bridge: bridge.clone()? });
+    spec.bridges.iter().take(spec.vm.nics.len()).enumerate().filter_map(card).collect()
+}
+
+fn netdev(n: usize) -> String {
+    format!("net{n}")
 }
 
 /// Name of a disk in qemu's block layer.
@@ -341,7 +349,9 @@ mod tests {
         assert!(all.contains("user,id=net0,restrict=on"), "{all}");
         spec.bridges = vec![Some("br0".into())];
         let all = arguments(&spec).unwrap().join(" ");
-        assert!(all.contains("bridge,id=net0,br=br0") && !all.contains("restrict"), "{all}");
+        assert!(all.contains("netdev=net0") && !all.contains("restrict"), "{all}");
+        let cards = cards(&spec);
+        assert_eq!((cards[0].id.as_str(), cards[0].bridge.as_str()), ("net0", "br0"));
         spec.bridges = vec![Some("br0,helper=/tmp/x".into())];
         assert!(arguments(&spec).is_err());
     }

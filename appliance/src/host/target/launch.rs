@@ -1,99 +1,97 @@
 //! The process of a VM, which is nobody's child.
 //!
-//! Under systemd: whoever connects to `vbr-vm.socket` gets a unit `vbr-vm@…` of its own, in which `vbrd run-vm` reads what to
-//! run and becomes it ([`become_vm`]). The connection stays open as long as that lives. So a VM is in no cgroup and no sandbox of
-//! vbrd's, without any right to order systemd about. Elsewhere qemu detaches itself.
+//! Where systemd has started vbrd, each VM is a unit of its own ([`super::unit`]): in vbrd's it would end with it, and be denied
+//! what it needs. Elsewhere qemu detaches itself.
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
+use super::unit::{self, NotOffered};
 use super::{RunState, START_TIME, TargetVm};
 use crate::host::HostError;
 use crate::nbd::{NbdError, find_tool, run_within};
 
 /// The program.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
-/// systemd's socket for VMs.
-const SOCKET: &str = "/run/vbr-vm.sock";
 /// What qemu said when it ended, in the VM's directory.
-const LOG: &str = "qemu.log";
-/// Longest instructions, and longest log that is looked at.
-const ORDER_BYTES_MAX: u64 = 4 << 20;
+pub(super) const LOG: &str = "qemu.log";
+/// Longest log that is looked at.
 const LOG_BYTES_MAX: u64 = 16 * 1024;
 
-/// What a unit is to become.
-#[derive(Debug, Serialize, Deserialize)]
-struct Order {
-    directory: PathBuf,
-    arguments: Vec<String>,
-}
-
-/// What qemu forbids itself. Who detaches itself has to start a process of its own first.
+/// What qemu forbids itself. Who detaches itself has to start a process of its own first, and helpers for bridges gain rights.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 const SANDBOX_DETACHED: &str = "on,obsolete=deny,resourcecontrol=deny";
 
-/// Starts qemu with these arguments and waits until its monitor answers; else tells qemu's words. `confined`: it needs no
-/// program but itself (helpers for bridges are others).
+/// A network card on a bridge.
+pub(super) struct Card {
+    /// Of its netdev.
+    pub id: String,
+    /// A name that was checked.
+    pub bridge: String,
+}
+
+/// Starts qemu with these arguments and waits until its monitor answers; else tells qemu's words.
 pub(super) fn launch(
     name: &str,
     directory: &Path,
     mut arguments: Vec<String>,
-    confined: bool,
+    cards: &[Card],
 ) -> Result<(), LaunchError> {
-    let vm = TargetVm::at(directory);
+    let program = find_tool(QEMU).ok_or(LaunchError::Missing)?;
     let begun = Instant::now();
-    let mut unit = match UnixStream::connect(SOCKET) {
-        Ok(mut unit) => {
-            if confined {
-                arguments.extend(["-sandbox".into(), SANDBOX.into()]);
-            }
-            let order = Order { directory: directory.into(), arguments };
-            let mut text =
-                serde_json::to_vec(&order).map_err(|error| LaunchError::Said(error.to_string()))?;
-            text.push(b'\n');
-            unit.write_all(&text)?;
-            unit.set_nonblocking(true)?;
-            Some(unit)
-        }
-        Err(_) => {
-            if confined {
-                arguments.extend(["-sandbox".into(), SANDBOX_DETACHED.into()]);
-            }
-            arguments.push("-daemonize".into());
-            let program = find_tool(QEMU).ok_or(LaunchError::Missing)?;
-            let mut command = Command::new(program);
-            command.args(&arguments).current_dir(directory);
-            run_within(QEMU, command, name.into(), START_TIME)?;
-            None
-        }
+    let mut unit = if unit::is_needed() {
+        arguments.extend(["-sandbox".into(), SANDBOX.into()]);
+        Some(unit::begin(directory, arguments, cards)?)
+    } else {
+        arguments.extend(detached(cards));
+        let mut command = Command::new(program);
+        command.args(&arguments).current_dir(directory);
+        run_within(QEMU, command, name.into(), START_TIME)?;
+        None
     };
+    let vm = TargetVm::at(directory);
     loop {
         // Its monitor may be there before it answers.
         let state = vm.run_state();
         if state.as_ref().is_ok_and(|state| *state != RunState::Off) {
             return Ok(());
         }
-        let ended = unit.as_mut().is_some_and(over);
+        let ended = unit.as_mut().is_some_and(unit::is_over);
         if ended || begun.elapsed() > START_TIME {
             let said = said(directory);
-            let silent = if ended { "it has ended" } else { "it does not answer on its monitor" };
             state?;
-            return Err(LaunchError::Said(if said.is_empty() { silent.into() } else { said }));
+            return Err(match ended {
+                true if said.is_empty() => LaunchError::Silent,
+                false if said.is_empty() => LaunchError::Said("it does not answer on its monitor".into()),
+                _ => LaunchError::Said(said),
+            });
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
 
-/// The other end of a unit is closed when that has ended.
-fn over(unit: &mut UnixStream) -> bool {
-    !matches!(unit.read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+/// What makes qemu leave its parent, and attach its cards by its own helper.
+fn detached(cards: &[Card]) -> Vec<String> {
+    let card = |card: &Card| ["-netdev".into(), format!("bridge,id={},br={}", card.id, card.bridge)];
+    let mut arguments: Vec<String> = cards.iter().flat_map(card).collect();
+    if cards.is_empty() {
+        arguments.extend(["-sandbox".into(), SANDBOX_DETACHED.into()]);
+    }
+    arguments.push("-daemonize".into());
+    arguments
+}
+
+/// What keeps this vbrd from starting VMs: why, and what to do.
+pub fn obstacle() -> Option<(String, &'static str)> {
+    let error = match find_tool(QEMU) {
+        None => LaunchError::Missing,
+        Some(_) if unit::is_needed() => LaunchError::NotOffered(unit::offered().err()?),
+        Some(_) => return None,
+    };
+    Some((error.to_string(), error.next_step()))
 }
 
 /// Why there is no VM.
@@ -102,6 +100,20 @@ pub(super) enum LaunchError {
     /// No qemu.
     #[error("{QEMU} was not found")]
     Missing,
+    /// No unit.
+    #[error(transparent)]
+    NotOffered(#[from] NotOffered),
+    /// No network card.
+    #[error("bridge {bridge}: {why}")]
+    Bridge {
+        /// Its name.
+        bridge: String,
+        /// The helper's words.
+        why: String,
+    },
+    /// There are no words of qemu's.
+    #[error("its unit has ended before it was a VM")]
+    Silent,
     /// Its own words.
     #[error("{0}")]
     Said(String),
@@ -116,42 +128,40 @@ pub(super) enum LaunchError {
     Host(#[from] HostError),
 }
 
+impl LaunchError {
+    /// What an operator does about it.
+    pub fn next_step(&self) -> &'static str {
+        let why = match self {
+            Self::Missing => return "apt install qemu-system-x86, then try again",
+            Self::NotOffered(_) => return "systemctl enable --now vbr-vm.socket, then try again",
+            Self::Silent => return "see why: journalctl -e -u 'vbr-vm@*'",
+            other => other.to_string(),
+        };
+        if why.contains("bridge") {
+            "name a bridge of this machine (ip link show type bridge) that /etc/qemu/bridge.conf allows (a line `allow BRIDGE`); \
+             or start it with --network isolated"
+        } else if why.contains("memory") || why.contains("allocate") {
+            "free memory on this machine, or say --memory with less"
+        } else if why.contains("KVM") || why.contains("kvm") {
+            "see that this machine has /dev/kvm and that group kvm may use it, or allow emulation (failover.accelerator)"
+        } else {
+            "correct what qemu says, then order it again; the restore point is untouched"
+        }
+    }
+}
+
 fn said(directory: &Path) -> String {
     let read = || -> io::Result<String> {
         let mut text = String::new();
         File::open(directory.join(LOG))?.take(LOG_BYTES_MAX).read_to_string(&mut text)?;
         Ok(text)
     };
-    let text = read().unwrap_or_default();
+    one_line(&read().unwrap_or_default())
+}
+
+/// Words of another program, as part of a message.
+pub(super) fn one_line(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// `vbrd run-vm`: reads what to run from its standard input, and becomes it. Comes back only where that fails.
-pub fn become_vm() -> io::Error {
-    match order().and_then(|order| Ok((become_of(&order)?, order))) {
-        Ok((mut command, order)) => {
-            let error = command.exec();
-            let _ = fs::write(order.directory.join(LOG), format!("{QEMU}: {error}"));
-            error
-        }
-        Err(error) => error,
-    }
-}
-
-fn order() -> io::Result<Order> {
-    let mut line = Vec::new();
-    BufReader::new(io::stdin().lock().take(ORDER_BYTES_MAX)).read_until(b'\n', &mut line)?;
-    serde_json::from_slice(&line).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
-}
-
-fn become_of(order: &Order) -> io::Result<Command> {
-    let program = find_tool(QEMU)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{QEMU} was not found")))?;
-    let mut command = Command::new(program);
-    // Its standard input stays what it is: the connection that tells vbrd that it lives.
-    command.args(&order.arguments).current_dir(&order.directory).env("LC_ALL", "C").stdout(Stdio::null());
-    command.stderr(File::create(order.directory.join(LOG))?);
-    Ok(command)
 }
 
 #[cfg(test)]
@@ -159,11 +169,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_order_is_read_back_as_it_was_given() {
-        let order = Order { directory: "/srv/a b".into(), arguments: vec!["-name".into(), "x\ny\"".into()] };
-        let text = serde_json::to_string(&order).unwrap();
-        assert!(!text.contains('\n'), "one line");
-        let back: Order = serde_json::from_str(&text).unwrap();
-        assert_eq!((back.directory, back.arguments), (order.directory, order.arguments));
+    fn who_detaches_itself_attaches_its_cards_itself() {
+        let card = Card { id: "net1".into(), bridge: "br0".into() };
+        let words = detached(&[card]);
+        assert_eq!(words, ["-netdev", "bridge,id=net1,br=br0", "-daemonize"]);
+        assert!(detached(&[]).contains(&SANDBOX_DETACHED.to_owned()), "nothing is started beside it");
+    }
+
+    #[test]
+    fn every_refusal_says_what_to_do() {
+        let bridge = LaunchError::Bridge { bridge: "br9".into(), why: "access denied by acl file".into() };
+        assert!(bridge.next_step().contains("bridge.conf"));
+        assert!(LaunchError::Missing.next_step().starts_with("apt install"));
+        let none = LaunchError::NotOffered(NotOffered::at("/run/x.sock", "No such file or directory"));
+        assert!(none.next_step().contains("systemctl enable --now vbr-vm.socket"));
     }
 }

@@ -11,6 +11,7 @@ mod arguments;
 mod launch;
 mod monitor;
 mod start;
+mod unit;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,9 +20,10 @@ use vbr_api::{Flatten, VmConfig};
 
 pub use agent::answers as agent_answers;
 pub use arguments::{check_bridge, check_config};
-pub use launch::become_vm;
+pub use launch::obstacle;
 pub use monitor::TargetVm;
 pub use start::start;
+pub use unit::{become_tap, become_vm};
 
 use crate::config::Accelerator;
 use crate::nbd::ImageSpec;

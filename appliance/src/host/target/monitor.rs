@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Flock, FlockType, Pid, Signal, fcntl_getlk, kill_process};
 use serde_json::{Value, json};
 use vbr_api::Flatten;
 
@@ -187,17 +187,11 @@ impl TargetVm {
         }
     }
 
-    /// Its process, if it lives.
+    /// Its process, if it lives: qemu keeps a lock on the file that has its number. (What /proc tells of a process in a unit of
+    /// its own is not for vbrd to see, and numbers come again.)
     fn process(&self) -> Option<Pid> {
-        let text = fs::read_to_string(self.directory.join(PID_FILE)).ok()?;
-        let pid = text.trim().parse::<i32>().ok()?;
-        // Numbers come again: it is this one only where it stands in this directory's file.
-        let holds =
-            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.to_string_lossy().contains("qemu"));
-        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let ours = self.directory.join("disk-0").display().to_string();
-        let named = words.windows(ours.len()).any(|window| window == ours.as_bytes());
-        Pid::from_raw(pid).filter(|_| holds && named)
+        let file = File::open(self.directory.join(PID_FILE)).ok()?;
+        fcntl_getlk(&file, &Flock::from(FlockType::WriteLock)).ok()??.pid
     }
 
     fn failed(&self, error: QmpError) -> HostError {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use vbr_api::Firmware;
 
-use super::arguments::{AGENT, MONITOR, PID_FILE, SCREEN, UEFI_VARIABLES, arguments, uefi_firmware};
-use super::launch::{LaunchError, launch};
+use super::arguments::{AGENT, MONITOR, PID_FILE, SCREEN, UEFI_VARIABLES, arguments, cards, uefi_firmware};
+use super::launch::{LOG, LaunchError, launch};
 use super::{RunState, StartSpec, TargetVm};
 use crate::host::HostError;
 use crate::nbd::NbdError;
@@ -19,13 +19,12 @@ pub fn start(spec: &StartSpec) -> Result<(), HostError> {
     }
     let arguments = arguments(spec)?;
     prepare(spec)?;
-    let confined = spec.bridges.iter().all(Option::is_none);
-    launch(&spec.name, &spec.directory, arguments, confined).map_err(|error| refused(spec, error))
+    launch(&spec.name, &spec.directory, arguments, &cards(spec)).map_err(|error| refused(spec, error))
 }
 
 /// Clears away what a dead process left, and makes what the firmware writes to.
 fn prepare(spec: &StartSpec) -> Result<(), HostError> {
-    for name in [MONITOR, SCREEN, AGENT, PID_FILE] {
+    for name in [MONITOR, SCREEN, AGENT, PID_FILE, LOG] {
         match fs::remove_file(spec.directory.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(HostError::io(spec.directory.join(name).display().to_string(), error));
@@ -52,27 +51,16 @@ fn copy_whole(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 fn refused(spec: &StartSpec, error: LaunchError) -> HostError {
+    let next_step = error.next_step();
+    let what = format!("VM {}", spec.name);
     match error {
-        LaunchError::Missing => HostError::Invalid {
-            what: format!("VM {}", spec.name),
-            why: error.to_string(),
-            next_step: "apt install qemu-system-x86, then try again",
-        },
+        LaunchError::Missing | LaunchError::NotOffered(_) => {
+            HostError::Invalid { what, why: error.to_string(), next_step }
+        }
         LaunchError::Host(error) => error,
-        LaunchError::Tool(NbdError::Tool { why, .. } | NbdError::Locked { why, .. }) => failed(spec, why),
-        other => failed(spec, other.to_string()),
+        LaunchError::Tool(NbdError::Tool { why, .. } | NbdError::Locked { why, .. }) => {
+            HostError::Hypervisor { what, why, next_step }
+        }
+        other => HostError::Hypervisor { what, why: other.to_string(), next_step },
     }
-}
-
-fn failed(spec: &StartSpec, why: String) -> HostError {
-    let next_step = if why.contains("bridge") {
-        "qemu-bridge-helper must be allowed to use the bridge (/etc/qemu/bridge.conf); or start it isolated"
-    } else if why.contains("memory") || why.contains("allocate") {
-        "free memory on this machine, or say --memory with less"
-    } else if why.contains("KVM") || why.contains("kvm") {
-        "give the user of vbrd access to /dev/kvm (group kvm), or allow emulation (failover.accelerator)"
-    } else {
-        "correct what qemu says, then order it again; the restore point is untouched"
-    };
-    HostError::Hypervisor { what: format!("VM {}", spec.name), why, next_step }
 }

@@ -18,6 +18,7 @@ use super::site::Site;
 use crate::config::Config;
 use crate::control::DoctorOrders;
 use crate::error::Problem;
+use crate::host::target;
 
 /// See the module.
 pub struct Doctor {
@@ -33,6 +34,7 @@ impl DoctorOrders for Doctor {
         checks.extend(network::look(&config, &parts.wire.listeners()));
         checks.extend(storage::look(&config, &parts.stores.status()));
         checks.push(self.qemu());
+        checks.push(judge_starting(target::obstacle(), !parts.stores.replicas().is_empty()));
         checks.extend(self.job_disks(&config));
         let peers = parts.wire.peers();
         checks.extend(peers.iter().map(peer));
@@ -120,6 +122,16 @@ fn judge_qemu(missing: Option<String>, needed: &[String], version: impl FnOnce()
     }
 }
 
+/// Found out now rather than on the day that a replica is needed.
+fn judge_starting(obstacle: Option<(String, &'static str)>, has_replicas: bool) -> Check {
+    let name = "starting replicas";
+    match obstacle {
+        None => Check::ok(name, "qemu is there, and VMs run apart from vbrd"),
+        Some((why, next)) if has_replicas => Check::warning(name, why, next),
+        Some((why, _)) => Check::skipped(name, format!("{why}; there are no replicas here")),
+    }
+}
+
 fn peer(peer: &Peer) -> Check {
     let name = format!("peer {}", peer.name);
     if peer.revoked {
@@ -187,6 +199,15 @@ mod tests {
         let check = judge_qemu(missing(), &["job web".into(), "datastore default".into()], version);
         assert_eq!(check.state, CheckState::Critical);
         assert!(check.found.ends_with("needed by job web, datastore default"), "{}", check.found);
+    }
+
+    #[test]
+    fn starting_matters_where_there_are_replicas() {
+        let missing = || Some(("no qemu".to_owned(), "apt install it"));
+        assert_eq!(judge_starting(None, true).state, CheckState::Ok);
+        assert_eq!(judge_starting(missing(), false).state, CheckState::Skipped);
+        let check = judge_starting(missing(), true);
+        assert_eq!((check.state, check.next_step.as_str()), (CheckState::Warning, "apt install it"));
     }
 
     #[test]
