@@ -110,7 +110,7 @@ fn tests(raw: &file::Failover, checker: &mut Checker) -> FailoverSection {
     let mut bounded = |key: &str, value: &Option<Spanned<String>>, least: Duration, most: Duration| {
         let value = value.as_ref()?;
         let given = checker.duration(key, value)?;
-        if !(least..=most).contains(&given) && !(given.is_zero() && key.ends_with("every")) {
+        if !((least..=most).contains(&given) || given.is_zero() && key.ends_with("every")) {
             let what =
                 format!("is out of bounds; allowed: \"{}s\" to \"{}s\"", least.as_secs(), most.as_secs());
             checker.fault_in(value.span(), key, what);

@@ -195,6 +195,7 @@ impl<'a> Way<'a> {
             name: if vbr_api::name_is_valid(&name) { name } else { short() },
             vm: Some(self.vm()),
             disks: Vec::new(),
+            exclude: Vec::new(),
             target: self.site().into(),
             keep: Some(KEEP),
             keep_calendar: KeepCalendar::default(),

@@ -144,10 +144,6 @@ fn ran(source: &Site, session: &Session, bytes: u64) -> Result<Ran> {
 
 fn shares(when: &str, ran: &[Ran]) -> Figure {
     let shared = shared_rates(ran);
-    let zero = ran.iter().map(|job| job.from).min().unwrap_or_default(); // TEMP
-    for (job, share) in ran.iter().zip(&shared) {
-        eprintln!("TEMP {when} {} {} {:.0} {share:.0}", job.from - zero, job.until - zero, job.rate());
-    } // TEMP
     let (least, most) = ends(&shared);
     let spread = most / least;
     let rates: Vec<f64> = ran.iter().map(Ran::rate).collect();
