@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(change(&["--retry", "0"]), json!({"retry": {"count": 0, "pause_ms": 300_000}}));
         assert_eq!(
             change(&["--disk", "/b,format=qcow2"]),
-            json!({"disks": [{"path": "/b", "format": "qcow2"}], "vm": null})
+            json!({"disks": [{"path": "/b", "format": "qcow2"}], "vm": null, "exclude": null})
         );
         assert_eq!(change(&["--vm", "local/web"]), json!({"vm": "local/web", "disks": null}));
     }
