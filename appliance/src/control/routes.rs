@@ -85,13 +85,19 @@ pub(super) fn table() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         get_("/v1/jobs/{name}/log", get(housekeeping::job_log)),
         get_("/v1/notify", get(housekeeping::hooks)),
         post_("/v1/notify/{name}/test", post(housekeeping::test_hook)),
-        post_("/v1/state/export", post(life::export_state)),
-        post_("/v1/state/import", life::import_route()),
         get_("/v1/openapi.json", get(document)),
     ];
+    all.extend(state_table());
     all.extend(failover_table());
     all.extend(failback_table());
     all
+}
+
+fn state_table() -> [(Method, &'static str, MethodRouter<Api>); 2] {
+    [
+        (Method::POST, "/v1/state/export", post(life::export_state)),
+        (Method::POST, "/v1/state/import", life::import_route()),
+    ]
 }
 
 fn failover_table() -> [(Method, &'static str, MethodRouter<Api>); 7] {
